@@ -1,0 +1,7 @@
+"""``python -m resvae`` is ``resvae``."""
+
+import sys
+
+from resvae.cli import main
+
+sys.exit(main())

@@ -1,0 +1,263 @@
+"""The command line: every verb is a function whose signature is its options."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+HELP = """\
+resvae: residual variational autoencoders of any depth
+
+usage: resvae VERB [options]        resvae VERB --help tells the options of a verb
+
+train and test (YAML in configs/; every field can be overridden)
+  fit          train                 resvae fit --config configs/quickstart.yaml --model.vae.depth 40
+  validate     validation figures    resvae validate runs/quickstart
+  test         test figures          resvae test runs/quickstart
+  sweep        one run a depth       resvae sweep --config configs/quickstart.yaml --depths 10,16,22
+
+use (MODEL: a run's folder, a .ckpt, a saved folder or the name of shipped weights)
+  sample       draw new images       resvae sample runs/quickstart --num 64 --out samples.png
+  reconstruct  originals beside      resvae reconstruct runs/quickstart --num 32 --out reconstructions.png
+  interpolate  between test images   resvae interpolate runs/quickstart --steps 8 --out interpolations.png
+  evaluate     ELBO, IW-k, ...       resvae evaluate runs/quickstart --num_samples 100 --out report.json
+
+An option is read from the environment where the command line does not give it:
+  RESVAE_FIT__MODEL__VAE__INIT_ARGS__DEPTH=40 resvae fit --config configs/quickstart.yaml
+"""
+
+Split = Literal["train", "val", "test"]
+
+
+def sample(
+    model: str,
+    num: int = 64,
+    temperature: float = 1.0,
+    pixel_noise: bool = False,
+    seed: int = 0,
+    out: str = "samples.png",
+) -> None:
+    """Draw images from the prior and write them as one grid.
+
+    Args:
+        model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
+        num: how many.
+        temperature: factor on the prior's standard deviation.
+        pixel_noise: draw pixels from p(x|z) in place of its mean.
+        seed: of the noise.
+        out: a .png in a folder that exists.
+    """
+    import torch
+
+    from resvae.errors import ResvaeError
+    from resvae.evaluation import save_grid
+
+    if num < 1:
+        raise ResvaeError(f"num: {num} is not allowed; at least 1")
+    _writable(out)
+    vae = _load(model)
+    torch.manual_seed(seed)
+    chunks = [min(256, num - i) for i in range(0, num, 256)]
+    images = [vae.sample(n, temperature, pixel_noise).cpu() for n in _progress(chunks, "sampling")]
+    print(f"wrote {save_grid(torch.cat(images), out)}")
+
+
+def reconstruct(
+    model: str,
+    num: int = 32,
+    data: str | None = None,
+    path: str | None = None,
+    root: str = "data",
+    split: Split = "test",
+    out: str = "reconstructions.png",
+) -> None:
+    """Write images, each row over its reconstructions.
+
+    Args:
+        model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
+        num: how many.
+        data: the data set; a run's own unless told.
+        path: of the folder or .npz, for the data sets of those names.
+        root: where data sets are.
+        split: train, val or test.
+        out: a .png in a folder that exists.
+    """
+    from resvae.evaluation import beside, save_grid
+
+    _writable(out)
+    vae = _load(model)
+    x = _images(vae, model, num, data, path, root, split)
+    print(f"wrote {save_grid(beside(x.cpu() / 255, vae.reconstruct(x).cpu()), out, min(8, len(x)))}")
+
+
+def interpolate(
+    model: str,
+    steps: int = 8,
+    num: int = 8,
+    data: str | None = None,
+    path: str | None = None,
+    root: str = "data",
+    split: Split = "test",
+    out: str = "interpolations.png",
+) -> None:
+    """Write rows of images from one image to another, along a line between their latents.
+
+    Args:
+        model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
+        steps: images a row, both ends included.
+        num: rows.
+        data: the data set; a run's own unless told.
+        path: of the folder or .npz, for the data sets of those names.
+        root: where data sets are.
+        split: train, val or test.
+        out: a .png in a folder that exists.
+    """
+    from resvae.evaluation import save_grid
+
+    _writable(out)
+    vae = _load(model)
+    x = _images(vae, model, 2 * num, data, path, root, split)
+    rows = vae.interpolate(x[: len(x) // 2], x[len(x) // 2 : len(x) // 2 * 2], steps)
+    print(f"wrote {save_grid(rows.flatten(0, 1).cpu(), out, steps)}")
+
+
+def evaluate(
+    model: str,
+    num_samples: int = 1,
+    num: int | None = None,
+    data: str | None = None,
+    path: str | None = None,
+    root: str = "data",
+    split: Split = "test",
+    seed: int = 0,
+    out: str | None = None,
+) -> None:
+    """Measure a model: ELBO, IW-k bound, KL, active units, PSNR and SSIM; a table, and JSON to ``out``.
+
+    Args:
+        model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
+        num_samples: k of the importance-weighted bound.
+        num: how many images; all unless told.
+        data: the data set; a run's own unless told.
+        path: of the folder or .npz, for the data sets of those names.
+        root: where data sets are.
+        split: train, val or test.
+        seed: of the posterior noise.
+        out: a .json in a folder that exists.
+    """
+    from resvae.evaluation import evaluate as measure
+
+    if out is not None:
+        _writable(out)
+    vae = _load(model)
+    batches = list(_images(vae, model, num, data, path, root, split).split(250))
+    report = measure(vae, _progress(batches, "evaluating"), num_samples, seed)
+    print(report.table())
+    if out is not None:
+        Path(out).write_text(report.json() + "\n")
+        print(f"wrote {out}")
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "sample": sample,
+    "reconstruct": reconstruct,
+    "interpolate": interpolate,
+    "evaluate": evaluate,
+}
+TRAINING = ("fit", "validate", "test")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; returns the exit code. Bad input is one line on stderr and code 2; RESVAE_DEBUG=1 shows the trace."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    try:
+        if verb in ("--version", "version"):
+            from resvae import __version__
+
+            print(f"resvae {__version__}")
+        elif verb in TRAINING:
+            from resvae.training.run import run
+
+            run(arguments)
+        elif verb == "sweep":
+            from resvae.studies.sweep import main as sweep
+
+            sweep(rest)
+        elif verb in VERBS:
+            from jsonargparse import auto_cli
+
+            auto_cli(
+                VERBS[verb],
+                args=rest,
+                prog=f"resvae {verb}",
+                exit_on_error=False,
+                default_env=True,
+                env_prefix=f"RESVAE_{verb.upper()}",
+            )
+        else:
+            raise ValueError(f"verb: {verb} is not known; one of {', '.join([*TRAINING, 'sweep', *VERBS])}")
+    except Exception as error:
+        if os.environ.get("RESVAE_DEBUG") or not _is_users(error):
+            raise
+        print(f"resvae: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the input is at fault and not the code."""
+    from jsonargparse import ArgumentError
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    from resvae.errors import ResvaeError
+
+    plain = type(error) is ValueError and str(error).startswith("verb: ")
+    return plain or isinstance(error, ResvaeError | ArgumentError | MisconfigurationException | OSError)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error) if str(error) else type(error).__name__
+    return " ".join(text.split())
+
+
+def _load(model: str) -> Any:
+    import torch
+
+    from resvae.errors import ResvaeError
+    from resvae.models import ImageVAE
+    from resvae.storage import load
+
+    vae = load(model)
+    if not isinstance(vae, ImageVAE):
+        raise ResvaeError(f"model: {model} is a {type(vae).__name__}, not a VAE")
+    return vae.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _images(vae: Any, model: str, num: int | None, data: str | None, path: str | None, root: str, split: Split) -> Any:
+    """The first ``num`` images of a split, uint8, on the model's device."""
+    from resvae.errors import ResvaeError
+    from resvae.training.run import data_of
+
+    if num is not None and num < 1:
+        raise ResvaeError(f"num: {num} is not allowed; at least 1")
+    module = data_of(model, data, path, root, vae.image_shape)
+    return module.images(split)[:num].to(next(vae.parameters()).device)
+
+
+def _writable(out: str) -> None:
+    from resvae.errors import ResvaeError
+
+    folder = Path(out).parent
+    if not folder.is_dir():
+        raise ResvaeError(f"out: {out} cannot be written; the folder {folder} does not exist")
+
+
+def _progress(items: Iterable[Any], what: str) -> Iterator[Any]:
+    from rich.progress import track
+
+    return iter(track(items, what, transient=True, disable=not sys.stderr.isatty()))

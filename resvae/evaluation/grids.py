@@ -1,0 +1,44 @@
+"""Pictures of many images: grids of samples, originals beside their reconstructions."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from resvae.errors import ResvaeError
+
+SMALLEST_TILE = 48  # pixels: smaller images are enlarged by whole factors, so that a person can see them
+
+
+def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
+    """Tile images ``[N, C, H, W]`` in [0, 1] into one ``[3, H', W']``, row by row, about square unless told."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    factor = max(1, SMALLEST_TILE // images.shape[-1])
+    images = images.float().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    if images.shape[1] not in (1, 3):  # no colours to speak of: the channels' mean
+        images = images.mean(1, keepdim=True)
+    return make_grid(images, nrow=columns, padding=2, pad_value=1.0)
+
+
+def beside(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> Tensor:
+    """Rows of originals ``[N, C, H, W]``, each over the row of their reconstructions, for ``image_grid``.
+
+    N is cut to a multiple of ``columns`` where it is larger.
+    """
+    columns = min(columns, len(originals))
+    rows = len(originals) // columns
+    pairs = torch.stack([a[: rows * columns].unflatten(0, (rows, columns)) for a in (originals, reconstructions)], 1)
+    return pairs.flatten(0, 2)
+
+
+def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> Path:
+    """Write a grid of images ``[N, C, H, W]`` as a PNG; its folder must exist."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ResvaeError(f"out: {path} cannot be written; the folder {path.parent} does not exist")
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ResvaeError(f"out: {path} is not an image; end it with .png, .jpg or .webp")
+    save_image(image_grid(images, columns), path)
+    return path

@@ -1,0 +1,19 @@
+"""Residual networks: torch only."""
+
+from resvae.networks.blocks import BlockConfig, ResidualBlock
+from resvae.networks.decoder import ResNetDecoder
+from resvae.networks.depth import cifar_blocks, imagenet_blocks, vae_blocks
+from resvae.networks.encoder import ResNetEncoder
+from resvae.networks.residual import Highway, Residual
+
+__all__ = [
+    "BlockConfig",
+    "Highway",
+    "ResNetDecoder",
+    "ResNetEncoder",
+    "Residual",
+    "ResidualBlock",
+    "cifar_blocks",
+    "imagenet_blocks",
+    "vae_blocks",
+]

@@ -1,0 +1,87 @@
+"""The decoder: the encoder's mirror, from a latent vector, or a map, up to an image's size."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from resvae.errors import ResvaeError
+from resvae.networks.blocks import BlockConfig, ResidualBlock, check_stages
+from resvae.networks.encoder import final_layers
+
+
+class ResNetDecoder(nn.Module):
+    """A latent vector to a map of an image's size: a generator by itself.
+
+    ::
+
+        z [B D] -> dense -> [B widths[0] h w] -> stage 0 -> stage 1 -> ... -> convolution -> [B out_channels H W]
+
+    Args:
+        latent_dim: D.
+        image_shape: ``(C, H, W)``; the product of the strides must divide H and W.
+        out_channels: of the last convolution; C unless told. A likelihood wants its ``num_features``.
+        blocks: residual blocks a stage, coarsest first.
+        widths: channels a stage, coarsest first.
+        strides: up-sampling by each stage's first block: the mirror of an encoder with (1, 2, 2, 2) has the same.
+        config: what a block is made of; ``config.upsample`` chooses transposed convolutions or nearest neighbours.
+
+    Attributes:
+        in_shape: ``(widths[0], h, w)``, what ``decode_map`` takes.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        image_shape: tuple[int, int, int] = (3, 32, 32),
+        out_channels: int | None = None,
+        blocks: tuple[int, ...] = (1, 1, 1, 1),
+        widths: tuple[int, ...] = (512, 256, 128, 64),
+        strides: tuple[int, ...] = (1, 2, 2, 2),
+        config: BlockConfig = BlockConfig(),  # noqa: B008  frozen
+    ):
+        super().__init__()
+        check_stages("decoder", image_shape, blocks=tuple(blocks), widths=tuple(widths), strides=tuple(strides))
+        if latent_dim < 1:
+            raise ResvaeError(f"latent_dim: {latent_dim} is not allowed; at least 1")
+        channels, height, width = image_shape
+        total = math.prod(strides)
+        if height % total or width % total:
+            raise ResvaeError(f"image size: {height}x{width} is not divisible by the decoder's strides, {total} in all")
+        self.latent_dim = latent_dim
+        self.in_shape = (widths[0], height // total, width // total)
+        self.dense = nn.Linear(latent_dim, math.prod(self.in_shape))
+        scale = config.scale(sum(blocks))
+        self.stages = nn.ModuleList()
+        current = widths[0]
+        for num, out, stride in zip(blocks, widths, strides, strict=True):
+            stage = nn.ModuleList()
+            for j in range(num):
+                stage.append(
+                    ResidualBlock(
+                        current, out, stride=stride if j == 0 else 1, up=True, config=config, residual_scale=scale
+                    )
+                )
+                current = out
+            self.stages.append(stage)
+        self.final = final_layers(current, config)
+        self.out = nn.Conv2d(current, out_channels or channels, 3, padding=1)
+        nn.init.normal_(self.dense.weight, std=latent_dim**-0.5)
+        nn.init.zeros_(self.dense.bias)
+        # A small last layer: training starts from the likelihood's own start, whatever the depth before it.
+        nn.init.normal_(self.out.weight, std=0.1 * (9 * current) ** -0.5)
+        assert self.out.bias is not None
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """``z [B, D]`` to ``[B, out_channels, H, W]``."""
+        return self.decode_map(self.dense(z).unflatten(1, self.in_shape))
+
+    def decode_map(self, h: Tensor) -> Tensor:
+        """From a map ``[B, *in_shape]`` to ``[B, out_channels, H, W]``."""
+        h = h.contiguous(memory_format=torch.channels_last)  # the dense layer's rows are channels-first
+        for stage in self.stages:
+            assert isinstance(stage, nn.ModuleList)
+            for block in stage:
+                h = block(h)
+        return self.out(self.final(h))

@@ -1,0 +1,102 @@
+"""One number for the depth: translated into blocks a stage, and nothing else."""
+
+from collections.abc import Sequence
+
+from resvae.errors import ResvaeError
+
+CONVOLUTIONS = {"bottleneck": 3, "basic": 2}  # on the main path of one block
+OTHER_LAYERS = 4  # of a VAE: the stem, the latent head, the decoder's dense layer, the last convolution
+PROPORTIONS = (3, 4, 6, 3)  # of a ResNet-50
+TABLED = {33: (3, 4, 23, 3), 50: (3, 8, 36, 3)}  # He 2015, table 1: 101 and 152 layers
+IMAGENET = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
+
+
+def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bottleneck") -> tuple[int, ...]:
+    """Blocks a stage of a VAE's encoder, and mirrored of its decoder, so that the whole has ``depth`` weighted layers.
+
+    With B blocks, depth = 2 c B + 4, where a block has c = 3 (bottleneck) or 2 (basic) convolutions on the main path:
+    28, 40, 70 and 100 give the article's 4, 6, 11 and 16 blocks; 202 and 304 He's (3, 4, 23, 3) and (3, 8, 36, 3).
+
+    Args:
+        depth: weighted layers of encoder and decoder on the main path, shortcuts not counted; or blocks a stage.
+        num_stages: resolutions, coarsest and finest included.
+        kind: ``bottleneck`` or ``basic``.
+
+    Raises:
+        ResvaeError: no number of blocks gives this depth; the two nearest that work are named.
+    """
+    if not isinstance(depth, int):
+        return _checked(depth, num_stages)
+    per_block = 2 * CONVOLUTIONS[kind]
+    least = per_block * num_stages + OTHER_LAYERS
+    num, rest = divmod(depth - OTHER_LAYERS, per_block)
+    if depth < least:
+        hint = "blocks of kind basic or fewer stages go lower" if kind == "bottleneck" else "fewer stages go lower"
+        raise ResvaeError(
+            f"depth: {depth} is not allowed with {num_stages} stages of {kind} blocks; "
+            f"the nearest are {least} and {least + per_block} ({hint})"
+        )
+    if rest:
+        raise ResvaeError(
+            f"depth: {depth} is not allowed with {num_stages} stages of {kind} blocks; "
+            f"the nearest are {depth - rest} and {depth - rest + per_block}"
+        )
+    if num_stages == 4:
+        return TABLED.get(num) or _share(num, PROPORTIONS)
+    return _share(num, (1,) * num_stages)
+
+
+def cifar_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
+    """Kind and blocks a stage of He's CIFAR networks: 6n+2 with basic, 9n+2 with bottleneck blocks (164, 1001).
+
+    A depth that both give (20, 38, 56, 110 ...) is basic below 164, as published.
+    """
+    if not isinstance(depth, int):
+        return "basic", _checked(depth, 3)
+    basic, bottleneck = depth >= 8 and depth % 6 == 2, depth >= 11 and depth % 9 == 2
+    if basic and not (bottleneck and depth >= 164):
+        return "basic", (depth // 6,) * 3
+    if bottleneck:
+        return "bottleneck", (depth // 9,) * 3
+    allowed = sorted({6 * n + 2 for n in range(1, depth // 6 + 3)} | {9 * n + 2 for n in range(1, depth // 9 + 3)})
+    raise ResvaeError(f"depth: {depth} is neither 6n+2 nor 9n+2; the nearest are {_nearest(depth, allowed)}")
+
+
+def imagenet_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
+    """Kind and blocks a stage of He's ImageNet networks: 18, 34, 50, 101, 152."""
+    if not isinstance(depth, int):
+        return "bottleneck", _checked(depth, 4)
+    if depth not in IMAGENET:
+        raise ResvaeError(
+            f"depth: {depth} is not an ImageNet depth (18, 34, 50, 101, 152); "
+            f"the nearest are {_nearest(depth, sorted(IMAGENET))}"
+        )
+    return IMAGENET[depth]
+
+
+def _share(num: int, proportions: Sequence[int]) -> tuple[int, ...]:
+    """Share ``num`` blocks out, at least one a stage, by largest remainder; later stages first where equal."""
+    total = sum(proportions)
+    blocks = [max(1, num * p // total) for p in proportions]
+    by_remainder = sorted(range(len(blocks)), key=lambda i: (num * proportions[i] / total - blocks[i], i), reverse=True)
+    for i in by_remainder[: num - sum(blocks)]:
+        blocks[i] += 1
+    return tuple(blocks)
+
+
+def _checked(blocks: Sequence[int], num_stages: int) -> tuple[int, ...]:
+    if len(blocks) != num_stages or any(not isinstance(n, int) or n < 1 for n in blocks):
+        raise ResvaeError(
+            f"depth: {tuple(blocks)} is not allowed; give {num_stages} numbers of blocks, each at least 1"
+        )
+    return tuple(blocks)
+
+
+def _nearest(depth: int, allowed: Sequence[int]) -> str:
+    return " and ".join(map(str, sorted(sorted(allowed, key=lambda d: abs(d - depth))[:2])))

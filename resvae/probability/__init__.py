@@ -1,0 +1,20 @@
+"""Probability: the distributions of pixels, likelihoods that turn features into them, and the objective."""
+
+from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture
+from resvae.probability.likelihoods import Bernoulli, Gaussian, Logistic, LogisticMixture, make_likelihood
+from resvae.probability.objective import ElboTerms, KlSchedule, gaussian_kl, importance_bound, weighted_elbo
+
+__all__ = [
+    "Bernoulli",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
+    "ElboTerms",
+    "Gaussian",
+    "KlSchedule",
+    "Logistic",
+    "LogisticMixture",
+    "gaussian_kl",
+    "importance_bound",
+    "make_likelihood",
+    "weighted_elbo",
+]

@@ -1,0 +1,198 @@
+"""Likelihoods p(x|z): modules that turn a decoder's features ``[B, num_features, H, W]`` into a distribution.
+
+Each has ``num_features``, the channels that it reads; ``discrete``, whether it is a probability of the 256 values of
+a pixel; ``forward(features, x=None)``, in float32 (nothing here is an operation that autocast lowers), to batch shape
+``[B]`` and event shape ``[C, H, W]`` on [0, 1]; and ``floor(x)``. Features of zero give a sane start: a broad distribution around grey.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributions, nn
+from torch.distributions import Distribution, Independent
+
+from resvae.errors import ResvaeError
+from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture
+
+LIKELIHOODS = (
+    "discretized_mixture",
+    "discretized_logistic",
+    "bernoulli",
+    "gaussian",
+    "gaussian_learned",
+    "gaussian_fixed",
+)
+MIN_VARIANCE = 1 / (12 * 255**2)  # of the rounding to 256 values: a sharper density would only praise itself
+
+
+class Bernoulli(nn.Module):
+    """Cross-entropy of real-valued targets in [0, 1], nats: neither a density nor a probability of the 256 values."""
+
+    discrete = False
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.num_features = _positive(channels, "channels")
+
+    def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
+        """Features are the logits."""
+        logits = _checked(features, self.num_features)
+        return Independent(distributions.Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
+
+    def floor(self, x: Tensor) -> Tensor:
+        """The entropy of the targets, nats an image, ``[B]``: no cross-entropy falls under it."""
+        x = x.float()
+        return (torch.special.entr(x) + torch.special.entr(1 - x)).flatten(1).sum(1)
+
+
+class Gaussian(nn.Module):
+    """A Gaussian density on [0, 1].
+
+    Args:
+        channels: C.
+        variance: ``learned``: one a pixel, from the features; a number: fixed; ``optimal``: one for all, the batch's
+            own mean squared error (sigma-VAE, Rybkin et al. 2021, eq. 6) in training, where ``forward`` is given x.
+            Without x and in evaluation it is the running average of that, so that no image depends on its batch.
+    """
+
+    discrete = False
+    variance: Tensor
+    num_batches: Tensor
+
+    def __init__(self, channels: int, variance: Literal["learned", "optimal"] | float = "optimal"):
+        super().__init__()
+        if isinstance(variance, str):
+            if variance not in ("learned", "optimal"):
+                raise ResvaeError(f"variance: {variance!r} is not allowed; learned, optimal or a number")
+        elif not 0 < variance < math.inf:
+            raise ResvaeError(f"variance: {variance} is not allowed; more than 0")
+        self.learned, self.optimal = variance == "learned", variance == "optimal"
+        self.num_features = _positive(channels, "channels") * (2 if self.learned else 1)
+        if not isinstance(variance, str) or self.optimal:
+            self.register_buffer("variance", torch.tensor(1.0 if isinstance(variance, str) else float(variance)))
+        if self.optimal:
+            self.register_buffer("num_batches", torch.tensor(0.0))
+
+    def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
+        """Features are the mean on [-1, 1] and, for a learned variance, the standard deviation before a softplus."""
+        features = _checked(features, self.num_features)
+        if self.learned:
+            features, raw = features.chunk(2, 1)
+            scale = math.sqrt(MIN_VARIANCE) + 0.25 * F.softplus(raw, beta=math.log(2))  # .25 at 0
+            mean = (features + 1) / 2
+        else:
+            mean = (features + 1) / 2
+            if self.optimal and self.training and x is not None:
+                scale = self._fit(mean, x).sqrt()
+            else:
+                scale = self.variance.sqrt()
+        return Independent(distributions.Normal(mean, scale, validate_args=False), 3, validate_args=False)
+
+    def floor(self, x: Tensor) -> None:
+        """A density has none."""
+        return
+
+    @torch.no_grad()  # at its optimum the variance's own gradient is 0
+    def _fit(self, mean: Tensor, x: Tensor) -> Tensor:
+        error = (x - mean).square().mean().clamp(min=MIN_VARIANCE)
+        finite = error.isfinite()  # one bad batch must not spoil the average for ever
+        self.num_batches += finite
+        weight = (1 / self.num_batches.clamp(min=1)).clamp(min=0.01)
+        self.variance.copy_(torch.where(finite, self.variance.lerp(error, weight), self.variance))
+        return error
+
+
+class Logistic(nn.Module):
+    """One discretised logistic a channel of a pixel, channels independent."""
+
+    discrete = True
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.num_features = 2 * _positive(channels, "channels")
+
+    def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
+        """Features are the centre on [-1, 1] and the log-scale, less 1.5: a spread like that of images at 0."""
+        loc, log_scale = _checked(features, self.num_features).chunk(2, 1)
+        return Independent(DiscretizedLogistic(loc, log_scale - 1.5, validate_args=False), 3, validate_args=False)
+
+    def floor(self, x: Tensor) -> None:
+        """0, which no image reaches; not worth comparing with."""
+        return
+
+
+class LogisticMixture(nn.Module):
+    """A mixture of discretised logistics a pixel, channels autoregressive in each component (PixelCNN++).
+
+    Features a pixel: K logits, K C centres, K C log-scales, K C (C - 1) / 2 coefficients before a tanh; at 0 the
+    centres are spread evenly over [-1, 1] and the log-scales are -2.
+
+    Args:
+        channels: C, any number.
+        num_mixtures: K.
+    """
+
+    discrete = True
+    spread: Tensor
+
+    def __init__(self, channels: int, num_mixtures: int = 10):
+        super().__init__()
+        k = _positive(num_mixtures, "num_mixtures")
+        pairs = channels * (channels - 1) // 2
+        self.sizes = (k, k * _positive(channels, "channels"), k * channels, k * pairs)
+        self.num_features = sum(self.sizes)
+        spread = torch.linspace(-1, 1, k) if k > 1 else torch.zeros(1)
+        self.register_buffer("spread", spread[:, None, None, None], persistent=False)
+
+    def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
+        """Features in the order logits, centres, log-scales, coefficients; a component's channels side by side."""
+        # A channels-last decoder's slices are strided; one copy is cheaper than thirty strided passes.
+        logits, *rest = _checked(features, self.num_features).contiguous().split(self.sizes, 1)
+        loc, log_scale, coefficients = (part.unflatten(1, (self.sizes[0], -1)) for part in rest)
+        return DiscretizedLogisticMixture(
+            logits, loc + self.spread, log_scale - 2, coefficients.tanh(), validate_args=False
+        )
+
+    def floor(self, x: Tensor) -> None:
+        """0, which no image reaches; not worth comparing with."""
+        return
+
+
+def make_likelihood(name: str, channels: int) -> nn.Module:
+    """The likelihood called ``name`` of images of ``channels`` channels.
+
+    Args:
+        name: ``discretized_mixture``, ``discretized_logistic``, ``bernoulli``, ``gaussian`` (batch-optimal variance),
+            ``gaussian_learned``, ``gaussian_fixed`` (variance 1).
+
+    Raises:
+        ResvaeError: another name, or fewer than one channel.
+    """
+    match name:
+        case "discretized_mixture":
+            return LogisticMixture(channels)
+        case "discretized_logistic":
+            return Logistic(channels)
+        case "bernoulli":
+            return Bernoulli(channels)
+        case "gaussian":
+            return Gaussian(channels, "optimal")
+        case "gaussian_learned":
+            return Gaussian(channels, "learned")
+        case "gaussian_fixed":
+            return Gaussian(channels, 1.0)
+    raise ResvaeError(f"likelihood: {name!r} is not allowed; {', '.join(LIKELIHOODS)}")
+
+
+def _positive(value: int, name: str) -> int:
+    if value < 1:
+        raise ResvaeError(f"{name}: {value} is not allowed; at least 1")
+    return value
+
+
+def _checked(features: Tensor, num_features: int) -> Tensor:
+    if features.ndim != 4 or features.shape[1] != num_features:
+        raise ResvaeError(f"features: shape {tuple(features.shape)} is not allowed; (batch, {num_features}, H, W)")
+    return features.float()

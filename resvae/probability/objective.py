@@ -1,0 +1,97 @@
+"""The evidence lower bound: its terms, how training weighs them, and its importance-weighted refinement."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.kl import kl_divergence
+
+from resvae.errors import ResvaeError
+
+
+@dataclass(frozen=True)
+class ElboTerms:
+    """The terms of log p(x) >= log p(x|z) - KL(q(z|x) || p(z)) for each image, in nats.
+
+    Args:
+        log_likelihood: log p(x|z), ``[B]``.
+        kl: one column a level of latents, level 0 the coarsest, ``[B, L]``.
+        num_dims: C H W.
+        discrete: whether log p(x|z) is the log-probability of one of the 256 values a dimension.
+        floor: the least that -log p(x|z) can be, ``[B]``, where there is such a number.
+    """
+
+    log_likelihood: Tensor
+    kl: Tensor
+    num_dims: int
+    discrete: bool
+    floor: Tensor | None = None
+
+    @property
+    def elbo(self) -> Tensor:
+        """The bound, nats an image, ``[B]``; higher is better."""
+        return self.log_likelihood - self.kl.sum(1)
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """-elbo / (C H W ln 2), ``[B]``. Raises ``ResvaeError`` for a density or a cross-entropy of real values."""
+        if not self.discrete:
+            raise ResvaeError(
+                "likelihood: bits per dimension need a probability of the 256 values;"
+                " discretized_mixture and discretized_logistic are"
+            )
+        return -self.elbo / (self.num_dims * math.log(2))
+
+
+@dataclass(frozen=True)
+class KlSchedule:
+    """The weight of the KL, from ``start`` to ``end`` in a straight line over ``warmup_steps`` updates."""
+
+    start: float = 0.0
+    end: float = 1.0
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ResvaeError(f"kl.warmup_steps: {self.warmup_steps} is not allowed; 0 or more")
+        for name, value in (("start", self.start), ("end", self.end)):
+            if not 0 <= value < math.inf:
+                raise ResvaeError(f"kl.{name}: {value} is not allowed; 0 or more")
+
+    def __call__(self, step: int) -> float:
+        """The weight at update ``step``, counted from 0."""
+        if step >= self.warmup_steps:
+            return self.end
+        return self.start + (self.end - self.start) * step / self.warmup_steps
+
+
+def weighted_elbo(terms: ElboTerms, kl_weight: float | Tensor = 1.0, free_bits: float = 0.0) -> Tensor:
+    """What training maximises, nats an image, ``[B]``; no bound unless ``kl_weight`` is 1 and ``free_bits`` 0.
+
+    ``free_bits``: a level whose KL, averaged over the batch, is under so many nats is charged just that and gets no
+    gradient (Kingma et al. 2016, appendix C.8).
+    """
+    kl = terms.kl
+    if free_bits:
+        kl = torch.where(kl.mean(0) < free_bits, free_bits, kl)
+    return terms.log_likelihood - kl_weight * kl.sum(1)
+
+
+def importance_bound(log_weights: Iterable[Tensor]) -> Tensor:
+    """log 1/k sum_i w_i (Burda et al. 2016, eq. 8) of k log-weights, each ``[B]``, of which one is kept at a time."""
+    total, num = None, 0
+    for log_weight in log_weights:
+        total = log_weight if total is None else torch.logaddexp(total, log_weight)
+        num += 1
+    if total is None:
+        raise ResvaeError("log_weights: none given; at least 1 is needed")
+    return total - math.log(num)
+
+
+def gaussian_kl(q: Distribution, p: Distribution) -> Tensor:
+    """KL(q || p) of two diagonal Gaussians of batch ``B``, summed over everything else, nats, ``[B]``."""
+    kl = kl_divergence(q, p)
+    return kl if kl.ndim == 1 else kl.flatten(1).sum(1)

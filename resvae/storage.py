@@ -1,0 +1,177 @@
+"""Models on disk: folders of safetensors and JSON, checkpoints, shipped weights. Nothing pickled ever runs."""
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from resvae.errors import ResvaeError
+from resvae.models import VAE, ReferenceVAE, ResNetClassifier
+from resvae.networks import BlockConfig
+
+MODELS: dict[str, type[nn.Module]] = {model.__name__: model for model in (VAE, ReferenceVAE, ResNetClassifier)}
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The model's class and constructor arguments, as JSON can hold them."""
+    if type(model).__name__ not in MODELS:
+        raise ResvaeError(f"model: {type(model).__name__} cannot be saved; one of {', '.join(MODELS)} can")
+    return {"model": type(model).__name__, "arguments": model.arguments}
+
+
+def build(description: dict[str, Any], where: str = "description") -> nn.Module:
+    """A new model from what ``describe`` returned; ``where`` names its source in error messages."""
+    name = description.get("model")
+    if name not in MODELS or not isinstance(description.get("arguments"), dict):
+        raise ResvaeError(f"{where}: model {name!r} is not known; one of {', '.join(MODELS)}")
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in description["arguments"].items()}
+    try:
+        if "block" in arguments:
+            arguments["block"] = BlockConfig(**arguments["block"])
+        return MODELS[name](**arguments)
+    except TypeError as error:
+        raise ResvaeError(f"{where}: {name} does not take these arguments: {error}") from error
+
+
+def save(model: nn.Module, folder: str | Path) -> Path:
+    """Write a model to ``folder``: ``config.json`` and ``model.safetensors``, each replaced whole or not at all.
+
+    Returns:
+        The folder. Raises ``ResvaeError`` for a model whose arguments JSON cannot hold (a merge given as a function).
+    """
+    folder = Path(folder)
+    try:
+        config = json.dumps(describe(model), indent=2)
+    except TypeError as error:
+        raise ResvaeError(f"model: {type(model).__name__} cannot be saved as JSON: {error}") from error
+    # safetensors keeps no shared memory and no strides: contiguous copies on the CPU.
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, lambda path: save_file(state, path))
+    write_atomically(folder / CONFIG, lambda path: path.write_text(config + "\n"))
+    return folder
+
+
+def load(source: str | Path) -> Any:
+    """A model in eval mode from a run's folder, a ``.ckpt``, a saved folder, a shipped name or ``hf://user/model``.
+
+    Args:
+        source: ``"runs/x"`` (its best checkpoint), ``"file.ckpt"``, a folder written by ``save``, the name of
+            weights inside the package, or a model on the Hugging Face hub (needs ``huggingface_hub``).
+
+    Raises:
+        ResvaeError: nothing there, a truncated or foreign file, or a pickle that holds more than tensors.
+    """
+    if str(source).startswith("hf://"):
+        return _load_folder(_download(str(source)))
+    path = Path(source)
+    if path.is_file():
+        return _load_checkpoint(path)
+    if (path / CONFIG).is_file():
+        return _load_folder(path)
+    if path.is_dir():
+        return _load_checkpoint(best_checkpoint(path))
+    shipped = resources.files("resvae") / "weights" / str(source)
+    if shipped.is_dir():
+        with resources.as_file(shipped) as folder:
+            return _load_folder(folder)
+    raise ResvaeError(
+        f"model: {source} is neither a run's folder, a .ckpt, a saved folder nor the name of shipped weights"
+    )
+
+
+def best_checkpoint(run: Path) -> Path:
+    """The best checkpoint of a run's folder, or its last where there is no best yet."""
+    for name in ("best.ckpt", "last.ckpt"):
+        if (run / "checkpoints" / name).is_file():
+            return run / "checkpoints" / name
+    raise ResvaeError(f"model: {run} holds neither {CONFIG} nor checkpoints/best.ckpt")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint on the CPU; tensors and plain values only, nothing is executed."""
+    if not Path(path).is_file():
+        raise ResvaeError(f"checkpoint: {path} does not exist")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            raise ResvaeError(f"checkpoint: {path} holds code, not only tensors; refused") from error
+        raise ResvaeError(f"checkpoint: {path} is not a checkpoint, or is damaged") from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise ResvaeError(f"checkpoint: {path} is truncated or damaged") from error
+    if not isinstance(checkpoint, dict):
+        raise ResvaeError(f"checkpoint: {path} holds a {type(checkpoint).__name__}, not a checkpoint")
+    return checkpoint
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in its place in one step.
+
+    A full disk or a kill leaves what was at ``path`` as it was.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp's files are private; a model is to be shared
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load_checkpoint(path: Path) -> nn.Module:
+    if path.suffix == ".safetensors":
+        raise ResvaeError(f"model: {path} alone does not tell the model; give its folder, with {CONFIG}")
+    checkpoint = read_checkpoint(path)
+    if "resvae" not in checkpoint or "state_dict" not in checkpoint:
+        raise ResvaeError(f"checkpoint: {path} was not written by resvae: it does not tell which model it holds")
+    model = build(checkpoint["resvae"], str(path))
+    prefix = "vae."
+    state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    return _fill(model, state, str(path))
+
+
+def _load_folder(folder: Path) -> nn.Module:
+    try:
+        description = json.loads((folder / CONFIG).read_text())
+        state = load_file(folder / WEIGHTS)
+    except json.JSONDecodeError as error:
+        raise ResvaeError(f"model: {folder / CONFIG} is not JSON: {error}") from error
+    except FileNotFoundError as error:
+        raise ResvaeError(f"model: {folder} lacks {CONFIG} or {WEIGHTS}") from error
+    except SafetensorError as error:
+        raise ResvaeError(f"model: {folder / WEIGHTS} is truncated or damaged: {error}") from error
+    return _fill(build(description, str(folder / CONFIG)), state, str(folder))
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], where: str) -> nn.Module:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ResvaeError(f"{where}: the weights do not fit the {type(model).__name__} that it describes") from error
+    return model.eval()
+
+
+def _download(source: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ResvaeError(f"model: {source} needs the package huggingface_hub: pip install huggingface_hub") from error
+    try:
+        return Path(snapshot_download(source.removeprefix("hf://"), allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:
+        raise ResvaeError(f"model: {source} could not be downloaded: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,47 @@
+"""How training writes and reads its checkpoints: whole or not at all, and never running code."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import OnExceptionCheckpoint
+
+from resvae.errors import ResvaeError
+from resvae.storage import read_checkpoint, write_atomically
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Replaces a checkpoint in one step, so that a full disk or a kill leaves the old one; reads tensors only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write, or raise ``ResvaeError`` with the reason; what was there before stays."""
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            kept = "; the one saved before is kept" if path.exists() else ""
+            raise ResvaeError(f"checkpoint: {path} could not be written ({reason}){kept}") from error
+
+    def load_checkpoint(
+        self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read on the CPU; a pickle that holds more than tensors and plain values is refused."""
+        return read_checkpoint(path)
+
+
+class InterruptedCheckpoint(OnExceptionCheckpoint):
+    """Saves ``interrupted.ckpt`` on an exception and on Ctrl-C; a later good end removes it."""
+
+    def __init__(self, dirpath: str | Path):
+        super().__init__(str(dirpath), "interrupted")
+        self.saved: Path | None = None
+
+    def on_exception(self, trainer: Any, *_: Any, **__: Any) -> None:
+        """Save, once training has begun; before that there is nothing to lose."""
+        if trainer.global_step > 0:
+            super().on_exception(trainer)
+            self.saved = Path(self.ckpt_path)

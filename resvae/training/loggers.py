@@ -1,0 +1,88 @@
+"""Where a run logs: CSV always; W&B and TensorBoard where they are wanted and installed."""
+
+import csv
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+
+from resvae.errors import ResvaeError
+
+Tracker = Literal["auto", "wandb", "tensorboard", "none"]
+
+
+class KeepingWriter(ExperimentWriter):
+    """Adds to the metrics that an interrupted run left; Lightning's own would delete them."""
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with path.open(newline="") as file:
+                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
+
+
+class RunCSVLogger(CSVLogger):
+    """``metrics.csv`` in the run's folder itself."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder.parent, name=folder.name, version="")
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder."""
+        return self.root_dir
+
+    @property
+    def experiment(self) -> Any:
+        """The writer; made when first needed."""
+        if self._experiment is None:
+            self._experiment = KeepingWriter(log_dir=self.log_dir)
+        return self._experiment
+
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing: ``config.yaml`` beside the metrics holds them all."""
+
+
+def drop_rows_after(metrics: Path, step: int) -> None:
+    """Forget the rows that a run from a checkpoint at ``step`` will write again."""
+    if not metrics.is_file():
+        return
+    with metrics.open(newline="") as file:
+        reader = csv.DictReader(file)
+        keys, rows = list(reader.fieldnames or []), list(reader)
+    with metrics.open("w", newline="") as file:
+        writer = csv.DictWriter(file, keys)
+        writer.writeheader()
+        writer.writerows(row for row in rows if int(row["step"]) < step)
+
+
+def make_loggers(folder: Path, tracker: Tracker) -> list[Logger]:
+    """The run's loggers. ``auto``: W&B where it is installed; offline unless the user is logged in.
+
+    Raises:
+        ResvaeError: a tracker that is asked for by name and not installed.
+    """
+    loggers: list[Logger] = [RunCSVLogger(folder)]
+    installed = importlib.util.find_spec(tracker if tracker != "auto" else "wandb") if tracker != "none" else None
+    if tracker in ("wandb", "tensorboard") and not installed:
+        raise ResvaeError(f"tracker: {tracker} is not installed: pip install 'resvae[{tracker}]'")
+    if tracker == "tensorboard":
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    elif installed:
+        loggers.append(_wandb(folder))
+    return loggers
+
+
+def _wandb(folder: Path) -> Logger:
+    import wandb
+    from pytorch_lightning.loggers import WandbLogger
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    folder.mkdir(parents=True, exist_ok=True)
+    online = os.environ.get("WANDB_MODE") == "online" or bool(wandb.Api and wandb.api.api_key)
+    return WandbLogger(name=folder.name, save_dir=str(folder), project="resvae", offline=not online)

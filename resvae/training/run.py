@@ -1,0 +1,167 @@
+"""A training run from a configuration: what ``resvae fit``, ``validate`` and ``test`` do, through LightningCLI."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from resvae.data import ImageDataModule
+from resvae.errors import ResvaeError
+from resvae.storage import best_checkpoint, read_checkpoint
+from resvae.training.callbacks import ImageGrids
+from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint
+from resvae.training.loggers import Tracker, drop_rows_after, make_loggers
+from resvae.training.module import LitVAE
+from resvae.training.summary import Summary
+
+
+class RunCLI(LightningCLI):
+    """LightningCLI with a run's folder: ``runs/<name>/`` holds config, metrics, checkpoints, pictures, summary."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``fit``, ``validate``, ``test``."""
+        every = LightningCLI.subcommands()
+        return {verb: every[verb] for verb in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What a run has beside model, data and trainer."""
+        parser.add_argument("--name", type=str, default="run", help="the run's folder is <runs>/<name>")
+        parser.add_argument("--runs", type=str, default="runs", help="the folder of all runs")
+        parser.add_argument(
+            "--tracker",
+            type=Tracker,
+            default="auto",
+            help="beside metrics.csv: wandb (offline unless logged in), tensorboard, none; auto: wandb if installed",
+        )
+        parser.add_argument(
+            "--save_every_n_steps", type=int, default=500, help="how often checkpoints/last.ckpt is written"
+        )
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(ImageGrids, "images")
+        parser.set_defaults(
+            {
+                "early_stopping.monitor": "val/loss",
+                "early_stopping.patience": 50,
+                "early_stopping.min_delta": 0.1,
+                "early_stopping.verbose": False,
+                "model.vae": {"class_path": "resvae.VAE"},
+            }
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """``last`` and ``best`` mean the run's own; a checkpoint that cannot be read is refused here, in a line."""
+        config = self.config[self.config.subcommand]
+        self.folder = Path(config.runs) / config.name
+        if config.ckpt_path in ("last", "best"):
+            config.ckpt_path = str(self.folder / "checkpoints" / f"{config.ckpt_path}.ckpt")
+        self.resumed = read_checkpoint(config.ckpt_path) if config.ckpt_path else None
+        if self.config.subcommand != "fit":
+            return
+        if self.resumed is None:
+            self.folder = _free(self.folder)
+        elif "loops" not in self.resumed:
+            raise ResvaeError(f"checkpoint: {config.ckpt_path} was not written by fit; it cannot be resumed")
+        elif Path(config.ckpt_path).parent.parent.resolve() != self.folder.resolve():
+            self.folder = _free(self.folder)  # another run's checkpoint starts a run of its own
+        else:
+            drop_rows_after(self.folder / "metrics.csv", self.resumed["global_step"])
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer with the run's loggers, checkpoints and progress."""
+        kwargs["plugins"] = [AtomicCheckpointIO()]
+        config = self.config[self.config.subcommand]
+        if self.config.subcommand == "fit":
+            if config.save_every_n_steps < 1:
+                raise ResvaeError(f"save_every_n_steps: {config.save_every_n_steps} is not allowed; at least 1")
+            kwargs["logger"] = make_loggers(self.folder, config.tracker)
+        else:
+            kwargs["logger"] = False
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.config.subcommand == "fit":
+            checkpoints = self.folder / "checkpoints"
+            common: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False, "save_top_k": 1}
+            trainer.callbacks += [  # pyright: ignore[reportAttributeAccessIssue]
+                LearningRateMonitor("epoch"),
+                Summary(self.folder),
+                InterruptedCheckpoint(checkpoints),
+                ModelCheckpoint(filename="best", monitor=config.early_stopping.monitor, **common),
+                ModelCheckpoint(filename="last", every_n_train_steps=config.save_every_n_steps, **common),
+            ]
+        return trainer
+
+    def after_fit(self) -> None:
+        """Tell how it ended and what was written."""
+        for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, Summary):
+                print(callback.text())
+            if isinstance(callback, ImageGrids):
+                for path in callback.latest:
+                    print(f"wrote {path}")
+        print(f"wrote {best_checkpoint(self.folder)}")
+
+    def after_test(self) -> None:
+        """The figures again, in a line a person reads."""
+        _print_figures("test", self.trainer.callback_metrics)
+
+    def after_validate(self) -> None:
+        """The figures again, in a line a person reads."""
+        _print_figures("val", self.trainer.callback_metrics)
+
+
+def run(arguments: list[str]) -> None:
+    """Run ``fit``, ``validate`` or ``test`` with command-line arguments, the verb first.
+
+    ``validate runs/x`` and ``test runs/x`` are short for that run's configuration and best checkpoint.
+    Every field is read from the environment too: ``RESVAE_FIT__MODEL__VAE__...``; see ``resvae fit --help``.
+    """
+    verb, *rest = arguments
+    if verb != "fit" and rest and not rest[0].startswith("-"):
+        folder = Path(rest[0])
+        if not (folder / "config.yaml").is_file():
+            raise ResvaeError(f"{verb}: {folder} is not a run's folder: it holds no config.yaml")
+        rest = ["--config", str(folder / "config.yaml"), "--ckpt_path", str(best_checkpoint(folder)), *rest[1:]]
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # in-memory data needs none
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    torch.set_float32_matmul_precision("high")
+    sys.argv = ["resvae", verb, *rest]  # LightningCLI compares the two and warns where they differ
+    RunCLI(
+        LitVAE,
+        ImageDataModule,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={
+            "max_epochs": 1000,
+            "log_every_n_steps": 50,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "callbacks": [RichProgressBar()] if sys.stdout.isatty() else [],
+        },
+        parser_kwargs={"default_env": True, "env_prefix": "RESVAE", "exit_on_error": False},
+        auto_configure_optimizers=False,
+        args=[verb, *rest],
+    )
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or with the next number where a run is there already: what is saved is never written over."""
+    if not folder.exists():
+        return folder
+    number = 2
+    while (numbered := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return numbered
+
+
+def _print_figures(split: str, metrics: Any) -> None:
+    figures = {name.removeprefix(f"{split}/"): float(value) for name, value in metrics.items()}
+    print(f"{split}: " + json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+__all__ = ["RunCLI", "SaveConfigCallback", "run"]
