@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from resvae.errors import ResvaeError
-from resvae.probability import ElboTerms, importance_bound
+from resvae.probability import ElboTerms, Likelihood, importance_bound
 
 Shape = tuple[int, int, int]
 
@@ -23,7 +23,7 @@ class ImageVAE(nn.Module, ABC):
     """
 
     image_shape: Shape
-    likelihood: nn.Module
+    likelihood: Likelihood
     arguments: dict[str, Any]  # the constructor's, as JSON can hold them: what `save` writes and `load` reads
 
     @abstractmethod

@@ -81,9 +81,13 @@ class VAE(ImageVAE):
             strides=(1, *strides[:0:-1]),
             config=block,
         )
-        # The posterior starts close to the prior: small means, scales near 1, so that the KL starts near 0.
-        nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(self.head.in_features))
-        nn.init.zeros_(self.head.bias)
+        # The latents speak from the first step: means of spread 1, scales e^-1. From a posterior that starts at the
+        # prior, a decoder first learns to ignore its noise, and takes hundreds of updates to forget that.
+        mean, log_scale = self.head.weight.chunk(2)
+        nn.init.normal_(mean, std=self.head.in_features**-0.5)
+        nn.init.normal_(log_scale, std=0.1 * self.head.in_features**-0.5)
+        with torch.no_grad():
+            self.head.bias.copy_(torch.tensor([0.0, -1.0]).repeat_interleave(latent_dim))
 
     def posterior(self, x: Tensor) -> Distribution:
         """q(z|x), a diagonal Gaussian, event shape ``[D]``, in float32."""

@@ -65,11 +65,11 @@ class ResNetDecoder(nn.Module):
                 current = out
             self.stages.append(stage)
         self.final = final_layers(current, config)
-        self.out = nn.Conv2d(current, out_channels or channels, 3, padding=1)
+        self.out = nn.Conv2d(current, out_channels or channels, 1)
         nn.init.normal_(self.dense.weight, std=latent_dim**-0.5)
         nn.init.zeros_(self.dense.bias)
         # A small last layer: training starts from the likelihood's own start, whatever the depth before it.
-        nn.init.normal_(self.out.weight, std=0.1 * (9 * current) ** -0.5)
+        nn.init.normal_(self.out.weight, std=0.1 * current**-0.5)
         assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
 

@@ -1,7 +1,7 @@
 """Probability: the distributions of pixels, likelihoods that turn features into them, and the objective."""
 
 from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture
-from resvae.probability.likelihoods import Bernoulli, Gaussian, Logistic, LogisticMixture, make_likelihood
+from resvae.probability.likelihoods import Bernoulli, Gaussian, Likelihood, Logistic, LogisticMixture, make_likelihood
 from resvae.probability.objective import ElboTerms, KlSchedule, gaussian_kl, importance_bound, weighted_elbo
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ElboTerms",
     "Gaussian",
     "KlSchedule",
+    "Likelihood",
     "Logistic",
     "LogisticMixture",
     "gaussian_kl",

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, constraints
+from torch.types import _size
 
 from resvae.errors import ResvaeError
 
@@ -27,9 +28,6 @@ class DiscretizedLogistic(Distribution):
         log_scale: log of the logistic's scale, on the same scale; clamped to [-7, 7].
     """
 
-    arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}  # noqa: RUF012  torch's protocol
-    support = constraints.unit_interval
-
     def __init__(self, loc: Tensor, log_scale: Tensor, validate_args: bool | None = None):
         self.loc, self.log_scale = torch.broadcast_tensors(loc, log_scale.clamp(*LOG_SCALE_RANGE))
         super().__init__(self.loc.shape, validate_args=validate_args)
@@ -41,7 +39,7 @@ class DiscretizedLogistic(Distribution):
         return _log_mass(_level(value), self.loc, self.log_scale)
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: _size = ()) -> Tensor:
         """Exact samples on the grid k/255, ``[*sample_shape, *batch_shape]``."""
         shape = self._extended_shape(torch.Size(sample_shape))
         return _draw(self.loc.expand(shape), self.log_scale) / 255
@@ -50,6 +48,14 @@ class DiscretizedLogistic(Distribution):
     def mean(self) -> Tensor:
         """Mean in [0, 1], within half a grey level (where the scale is under a grey level; else much closer)."""
         return _mean_level(self.loc, self.log_scale) / 255
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        return dict.fromkeys(("loc", "log_scale"), constraints.real)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.unit_interval
 
 
 class DiscretizedLogisticMixture(Distribution):
@@ -67,14 +73,6 @@ class DiscretizedLogisticMixture(Distribution):
     Raises:
         ResvaeError: shapes that do not belong together.
     """
-
-    arg_constraints = {  # noqa: RUF012  torch's protocol
-        "logits": constraints.real,
-        "loc": constraints.real,
-        "log_scale": constraints.real,
-        "coefficients": constraints.real,
-    }
-    support = constraints.independent(constraints.unit_interval, 3)
 
     def __init__(
         self,
@@ -105,12 +103,13 @@ class DiscretizedLogisticMixture(Distribution):
         """The same for each pixel, its channels together, ``[..., B, H, W]``."""
         level = _level(value).unsqueeze(-4)  # B 1 C H W
         x = (level / HALF - 1).unbind(-3)
-        loc = torch.stack([_centre(self.loc, self.coefficients, c, x) for c in range(len(x))], -3)
+        loc = [_centre(self.loc, self.coefficients, c, x) for c in range(len(x))]
+        loc = torch.stack(torch.broadcast_tensors(*loc), -3)  # B K C H W
         joint = self.logits.log_softmax(-3) + _log_mass(level, loc, self.log_scale).sum(-3)  # B K H W
         return joint.logsumexp(-3)
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: _size = ()) -> Tensor:
         """Exact samples on the grid k/255, ``[*sample_shape, B, C, H, W]``."""
         component = Categorical(logits=self.logits.movedim(-3, -1), validate_args=False).sample(
             torch.Size(sample_shape)
@@ -137,6 +136,14 @@ class DiscretizedLogisticMixture(Distribution):
             x.append(_mean_level(centre, self.log_scale[..., c, :, :]) / HALF - 1)
         weights = self.logits.softmax(-3)
         return (torch.stack([(weights * x_c).sum(-3) for x_c in x], -3) + 1) / 2
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        return dict.fromkeys(("logits", "loc", "log_scale", "coefficients"), constraints.real)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.unit_interval, 3)
 
 
 def _centre(loc: Tensor, coefficients: Tensor, c: int, x: Sequence[Tensor]) -> Tensor:

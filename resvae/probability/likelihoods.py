@@ -2,7 +2,8 @@
 
 Each has ``num_features``, the channels that it reads; ``discrete``, whether it is a probability of the 256 values of
 a pixel; ``forward(features, x=None)``, in float32 (nothing here is an operation that autocast lowers), to batch shape
-``[B]`` and event shape ``[C, H, W]`` on [0, 1]; and ``floor(x)``. Features of zero give a sane start: a broad distribution around grey.
+``[B]`` and event shape ``[C, H, W]`` on [0, 1]; and ``floor(x)``, the least of -log p(x|z), or None. Features of zero
+give a sane start: a broad distribution around grey.
 """
 
 import math
@@ -91,7 +92,7 @@ class Gaussian(nn.Module):
         return Independent(distributions.Normal(mean, scale, validate_args=False), 3, validate_args=False)
 
     def floor(self, x: Tensor) -> None:
-        """A density has none."""
+        """None: a density has no floor."""
         return
 
     @torch.no_grad()  # at its optimum the variance's own gradient is 0
@@ -119,7 +120,7 @@ class Logistic(nn.Module):
         return Independent(DiscretizedLogistic(loc, log_scale - 1.5, validate_args=False), 3, validate_args=False)
 
     def floor(self, x: Tensor) -> None:
-        """0, which no image reaches; not worth comparing with."""
+        """None: no image comes near its floor of 0."""
         return
 
 
@@ -156,11 +157,14 @@ class LogisticMixture(nn.Module):
         )
 
     def floor(self, x: Tensor) -> None:
-        """0, which no image reaches; not worth comparing with."""
+        """None: no image comes near its floor of 0."""
         return
 
 
-def make_likelihood(name: str, channels: int) -> nn.Module:
+Likelihood = Bernoulli | Gaussian | Logistic | LogisticMixture
+
+
+def make_likelihood(name: str, channels: int) -> Likelihood:
     """The likelihood called ``name`` of images of ``channels`` channels.
 
     Args:

@@ -68,7 +68,7 @@ class LitVAE(pl.LightningModule):
             raise ResvaeError(f"clip_norm: {clip_norm} is not allowed; more than 0")
         if free_bits < 0:
             raise ResvaeError(f"free_bits: {free_bits} is not allowed; 0 or more")
-        self.vae = vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.vae: ImageVAE = vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.optimizer = optimizer
         self.schedule = schedule
         self.kl = kl

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError
@@ -164,4 +165,23 @@ def _print_figures(split: str, metrics: Any) -> None:
     print(f"{split}: " + json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
-__all__ = ["RunCLI", "SaveConfigCallback", "run"]
+def data_of(
+    model: str, name: str | None, path: str | None, root: str, image_shape: tuple[int, int, int]
+) -> ImageDataModule:
+    """The data to use a model on: the named set, or the one that the run was trained on.
+
+    Raises:
+        ResvaeError: no name and no run; images of another shape than the model's.
+    """
+    config = Path(model) / "config.yaml"
+    if name is not None:
+        square = image_shape[1] if image_shape[1] == image_shape[2] else None
+        # 200 images set apart suit the smallest set, the digits; validation is rarely what these are used on
+        module = ImageDataModule(name, root, path=path, image_size=square, validation=0.1)
+    elif config.is_file():
+        module = ImageDataModule(**(yaml.safe_load(config.read_text()).get("data") or {}))
+    else:
+        raise ResvaeError(f"data: {model} is not a run's folder; name the data set: --data cifar10")
+    if module.image_shape != image_shape:
+        raise ResvaeError(f"data: images of shape {module.image_shape} do not fit the model, which takes {image_shape}")
+    return module

@@ -1,0 +1,168 @@
+"""Images for training: ``ImageDataModule``."""
+
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from resvae.data.pipeline import ImageDataset, evaluation_loader, train_loader
+from resvae.data.sources import Images, read
+from resvae.errors import ResvaeError
+
+__all__ = ["ImageDataModule", "ImageDataset", "Images"]
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Batches ``(x uint8 [B, C, H, W], y int64 [B])`` of a named data set, a folder of images or an .npz.
+
+    Args:
+        name: ``cifar10``, ``cifar100``, ``svhn``, ``mnist``, ``fashion_mnist``, ``digits`` (scikit-learn's, no network
+            needed), ``folder``, ``npz``.
+        root: where downloaded sets are kept.
+        batch_size: of training.
+        eval_batch_size: of validation and test; twice the training's unless told.
+        path: of the folder (``train/`` and ``test/`` in it, or every tenth image is for testing; class subfolders give
+            the labels) or of the .npz (``images`` uint8, and if you like ``labels``, ``test_images``, ``test_labels``).
+        image_size: pad with zeros, or average down, to this size; files of a folder are cut square and scaled.
+        validation: how many training images to set apart for validation, or which share of them; drawn by ``seed``.
+        protocol: ``split``, or ``test_as_validation``, the article's: all training images train, the test set validates.
+        seed: of the split, the order and the augmentation.
+        crop_padding: pad by so many zeros and cut at random, in training; 0 for none.
+        flip: mirror at random, in training.
+        num_workers: processes; 0 is fastest for sets in memory, and all are.
+        on_corrupt: ``refuse`` or ``skip`` a file that cannot be read.
+        download: fetch what is missing.
+        limit: use only so many training images.
+    """
+
+    def __init__(
+        self,
+        name: str = "cifar10",
+        root: str = "data",
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        path: str | None = None,
+        image_size: int | None = None,
+        validation: int | float = 5000,
+        protocol: Literal["split", "test_as_validation"] = "split",
+        seed: int = 0,
+        crop_padding: int = 0,
+        flip: bool = False,
+        num_workers: int = 0,
+        on_corrupt: Literal["refuse", "skip"] = "refuse",
+        download: bool = True,
+        limit: int | None = None,
+    ):
+        super().__init__()
+        for field, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("limit", limit)):
+            if value is not None and value < 1:
+                raise ResvaeError(f"data.{field}: {value} is not allowed; at least 1")
+        for field, value in (("num_workers", num_workers), ("crop_padding", crop_padding)):
+            if value < 0:
+                raise ResvaeError(f"data.{field}: {value} is not allowed; 0 or more")
+        if protocol not in ("split", "test_as_validation"):
+            raise ResvaeError(f"data.protocol: {protocol!r} is not allowed; split or test_as_validation")
+        if on_corrupt not in ("refuse", "skip"):
+            raise ResvaeError(f"data.on_corrupt: {on_corrupt!r} is not allowed; refuse or skip")
+        self.name = name
+        self.root = root
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or 2 * batch_size
+        self.path = path
+        self.image_size = image_size
+        self.validation = validation
+        self.protocol = protocol
+        self.seed = seed
+        self.crop_padding = crop_padding
+        self.flip = flip
+        self.num_workers = num_workers
+        self.on_corrupt: Literal["refuse", "skip"] = on_corrupt
+        self.download = download
+        self.limit = limit
+        self._sets: dict[str, Images] = {}
+
+    def prepare_data(self) -> None:
+        """Fetch what is missing, in one process."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the set and split it, once."""
+        if self._sets:
+            return
+        source = read(self.name, self.root, self.path, self.image_size, self.on_corrupt, self.download)
+        train, test = source.train, source.test
+        if self.protocol == "test_as_validation":
+            validation = test
+        else:
+            num, total = self._num_validation(len(train.y)), len(train.y)
+            order = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))
+            validation, train = train.take(order[:num]), train.take(order[num:])
+        if self.limit is not None:
+            train = train.take(slice(self.limit))
+        self._sets = {"train": train, "val": validation, "test": test}
+
+    def images(self, split: Literal["train", "val", "test"]) -> Tensor:
+        """All images of a split, uint8 ``[N, C, H, W]``, without augmentation."""
+        self.setup()
+        return self._sets[split].x
+
+    def labels(self, split: Literal["train", "val", "test"]) -> Tensor:
+        """All labels of a split, int64 ``[N]``."""
+        self.setup()
+        return self._sets[split].y
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)``."""
+        c, h, w = self.images("train").shape[1:]
+        return c, h, w
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label."""
+        return int(max(self.labels("train").max(), self.labels("test").max())) + 1
+
+    @property
+    def num_train(self) -> int:
+        """Training images."""
+        return len(self.labels("train"))
+
+    @property
+    def num_val(self) -> int:
+        """Validation images."""
+        return len(self.labels("val"))
+
+    @property
+    def num_test(self) -> int:
+        """Test images."""
+        return len(self.labels("test"))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled and augmented."""
+        self.setup()
+        dataset = ImageDataset(self._sets["train"], self.crop_padding, self.flip, self.seed)
+        return train_loader(dataset, self.batch_size, self.seed, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """In order, every image."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """In order, every image."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> DataLoader[Any]:
+        self.setup()
+        return evaluation_loader(ImageDataset(self._sets[split]), self.eval_batch_size, self.num_workers)
+
+    def _num_validation(self, total: int) -> int:
+        share = isinstance(self.validation, float)
+        num = round(self.validation * total) if share else int(self.validation)
+        if not 0 < num < total:
+            raise ResvaeError(
+                f"data.validation: {self.validation} of {total} training images is not allowed; "
+                "at least one must be left on each side (a whole number of images, or a share between 0 and 1)"
+            )
+        return num
