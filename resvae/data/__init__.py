@@ -27,6 +27,7 @@ class ImageDataModule(pl.LightningDataModule):
             the labels) or of the .npz (``images`` uint8, and if you like ``labels``, ``test_images``, ``test_labels``).
         image_size: pad with zeros, or average down, to this size; files of a folder are cut square and scaled.
         validation: how many training images to set apart for validation, or which share of them; drawn by ``seed``.
+            A tenth of CIFAR-10's are the customary 5,000.
         protocol: ``split``, or ``test_as_validation``, the article's: all training images train, the test set validates.
         seed: of the split, the order and the augmentation.
         crop_padding: pad by so many zeros and cut at random, in training; 0 for none.
@@ -34,7 +35,10 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: processes; 0 is fastest for sets in memory, and all are.
         on_corrupt: ``refuse`` or ``skip`` a file that cannot be read.
         download: fetch what is missing.
-        limit: use only so many training images.
+        limit: use only so many training images, drawn by ``seed``.
+
+    Raises:
+        ResvaeError: a value out of its range; in ``setup``, a source that cannot be read, fetched or split.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class ImageDataModule(pl.LightningDataModule):
         eval_batch_size: int | None = None,
         path: str | None = None,
         image_size: int | None = None,
-        validation: int | float = 5000,
+        validation: int | float = 0.1,
         protocol: Literal["split", "test_as_validation"] = "split",
         seed: int = 0,
         crop_padding: int = 0,
@@ -59,7 +63,7 @@ class ImageDataModule(pl.LightningDataModule):
         for field, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("limit", limit)):
             if value is not None and value < 1:
                 raise ResvaeError(f"data.{field}: {value} is not allowed; at least 1")
-        for field, value in (("num_workers", num_workers), ("crop_padding", crop_padding)):
+        for field, value in (("num_workers", num_workers), ("crop_padding", crop_padding), ("seed", seed)):
             if value < 0:
                 raise ResvaeError(f"data.{field}: {value} is not allowed; 0 or more")
         if protocol not in ("split", "test_as_validation"):
@@ -93,15 +97,13 @@ class ImageDataModule(pl.LightningDataModule):
             return
         source = read(self.name, self.root, self.path, self.image_size, self.on_corrupt, self.download)
         train, test = source.train, source.test
+        order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(self.seed))
         if self.protocol == "test_as_validation":
             validation = test
         else:
-            num, total = self._num_validation(len(train.y)), len(train.y)
-            order = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))
-            validation, train = train.take(order[:num]), train.take(order[num:])
-        if self.limit is not None:
-            train = train.take(slice(self.limit))
-        self._sets = {"train": train, "val": validation, "test": test}
+            num = self._num_validation(len(order))
+            validation, order = train.take(order[:num]), order[num:]
+        self._sets = {"train": train.take(order[: self.limit]), "val": validation, "test": test}
 
     def images(self, split: Literal["train", "val", "test"]) -> Tensor:
         """All images of a split, uint8 ``[N, C, H, W]``, without augmentation."""
@@ -140,10 +142,10 @@ class ImageDataModule(pl.LightningDataModule):
         return len(self.labels("test"))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled and augmented."""
+        """Shuffled and augmented; in a run that is resumed in the middle of an epoch, what is left of it."""
         self.setup()
         dataset = ImageDataset(self._sets["train"], self.crop_padding, self.flip, self.seed)
-        return train_loader(dataset, self.batch_size, self.seed, self.num_workers)
+        return train_loader(dataset, self.batch_size, self.num_workers, start=self._batches_done() * self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """In order, every image."""
@@ -156,6 +158,14 @@ class ImageDataModule(pl.LightningDataModule):
     def _evaluation(self, split: str) -> DataLoader[Any]:
         self.setup()
         return evaluation_loader(ImageDataset(self._sets[split]), self.eval_batch_size, self.num_workers)
+
+    def _batches_done(self) -> int:
+        """Batches of the present epoch that were trained on before the checkpoint that Lightning has just restored."""
+        if self.trainer is None or not self.trainer.fit_loop.restarting:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        done = progress.current.processed  # unlike `ready`, not yet counted where the step itself was interrupted
+        return 0 if progress.is_last_batch and done == progress.current.ready else done
 
     def _num_validation(self, total: int) -> int:
         share = isinstance(self.validation, float)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,42 +21,48 @@ class ImageDataset(Dataset[Batch]):
         images: what to serve.
         crop_padding: pad by so many zeros and cut at random; 0 for none.
         flip: mirror every other image, left to right, at random.
-        seed: of the augmentation, together with ``epoch`` and the batch's first index: neither the number of workers
-            nor anything drawn elsewhere changes it.
+        seed: of the order and the augmentation. The latter depends on it, ``epoch`` and the batch's first index alone:
+            neither the number of workers nor anything drawn elsewhere changes it.
     """
 
     def __init__(self, images: Images, crop_padding: int = 0, flip: bool = False, seed: int = 0):
-        self.y = images.y
+        self.images = images
+        self.crop_padding = crop_padding
         self.flip = flip
         self.seed = seed
         self.epoch = 0
-        self.padding = crop_padding
-        self.x = images.x
-        if crop_padding:
-            height, width = images.x.shape[-2:]
-            padded = F.pad(images.x, (crop_padding,) * 4)
-            self.x = padded.unfold(2, height, 1).unfold(3, width, 1)  # N C top left H W, a view
 
     def __len__(self) -> int:
-        return len(self.y)
+        return len(self.images.y)
 
     def __getitem__(self, index: int) -> Batch:
         x, y = self.__getitems__([index])
         return x[0], y[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """The batch of these indices: x ``[B, C, H, W]`` uint8, y ``[B]``."""
+        """The batch of these indices: x uint8 ``[B, C, H, W]``, y int64 ``[B]``."""
         index = torch.tensor(indices)
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, indices[0])) & (2**63 - 1))
-        if self.padding:
-            top, left = torch.randint(0, 2 * self.padding + 1, (2, len(index)), generator=generator)
-            x = self.x[index, :, top, left]
-        else:
-            x = self.x[index]
-        if self.flip:
-            mirrored = torch.rand(len(index), generator=generator) < 0.5
-            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-        return x, self.y[index]
+        x, y = self.images.x[index], self.images.y[index]
+        if self.crop_padding or self.flip:
+            entropy = np.random.SeedSequence((self.seed, self.epoch, indices[0])).generate_state(1, np.uint64)
+            x = crop_and_flip(x, self.crop_padding, self.flip, torch.Generator().manual_seed(int(entropy[0])))
+        return x, y
+
+
+def crop_and_flip(x: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Cut each image ``[B, C, H, W]`` at random out of itself with a margin of zeros; mirror every other one.
+
+    Both are one gather: for each image, where in the padded one its rows and columns come from.
+    """
+    batch, channels, height, width = x.shape
+    top, left = torch.randint(0, 2 * padding + 1, (2, batch, 1), generator=generator)
+    rows, columns = torch.arange(height) + top, torch.arange(width) + left  # B H, B W
+    if flip:
+        mirrored = torch.rand(batch, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    places = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]  # B H W
+    padded = F.pad(x, (padding,) * 4).flatten(2)
+    return padded.gather(2, places.view(batch, 1, -1).expand(-1, channels, -1)).view_as(x)
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -64,11 +71,11 @@ class EpochSampler(DistributedSampler[int]):
     ``start`` images are passed over once, so that a run can go on in the middle of an epoch.
     """
 
-    def __init__(self, dataset: ImageDataset, seed: int, start: int = 0):
+    def __init__(self, dataset: ImageDataset, start: int = 0):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         replicas = torch.distributed.get_world_size() if distributed else 1
         rank = torch.distributed.get_rank() if distributed else 0
-        super().__init__(dataset, replicas, rank, shuffle=True, seed=seed)
+        super().__init__(dataset, replicas, rank, shuffle=True, seed=dataset.seed)
         self.images = dataset
         self.start = start
 
@@ -83,45 +90,38 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class TrainLoader(DataLoader[Any]):
-    """A loader of ``EpochSampler`` that Lightning saves in its checkpoints and resumes at the batch where it was."""
+    """A loader that Lightning can resume in the middle of an epoch.
 
-    _done = 0
+    Nothing happens before the first batch is asked for: Lightning calls ``iter`` before ``set_epoch``, and workers
+    started there would begin with another epoch. The state is empty because Lightning's loops keep the position and
+    ``EpochSampler`` begins there; having one says that this loader can be resumed.
+    """
 
-    def __iter__(self) -> Iterator[Any]:
-        sampler = self.sampler
-        assert isinstance(sampler, EpochSampler) and self.batch_size is not None
-        self._done = sampler.start // self.batch_size
-        for batch in super().__iter__():
-            self._done += 1
-            yield batch
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        yield from super().__iter__()
 
-    def state_dict(self) -> dict[str, int]:
-        """How many batches of this epoch have been given out; 0 at its end."""
-        return {"batches": self._done % len(self)}
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Pass over as many batches, once."""
-        assert isinstance(self.sampler, EpochSampler) and self.batch_size is not None
-        self.sampler.start = state["batches"] * self.batch_size
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""
 
 
-def train_loader(dataset: ImageDataset, batch_size: int, seed: int, num_workers: int) -> TrainLoader:
-    """Shuffled batches, the last of an epoch perhaps smaller."""
-    return TrainLoader(
-        dataset,
-        batch_size,
-        sampler=EpochSampler(dataset, seed),
-        num_workers=num_workers,
-        collate_fn=whole,
-        generator=torch.Generator(),  # workers' seeds come from here and not from the global stream
-    )
+def train_loader(dataset: ImageDataset, batch_size: int, num_workers: int = 0, start: int = 0) -> TrainLoader:
+    """Shuffled batches, the last of an epoch perhaps smaller; the first ``start`` images are passed over once."""
+    sampler = EpochSampler(dataset, start)
+    return TrainLoader(dataset, batch_size, sampler=sampler, **_options(num_workers))
 
 
-def evaluation_loader(dataset: ImageDataset, batch_size: int, num_workers: int) -> DataLoader[Any]:
+def evaluation_loader(dataset: ImageDataset, batch_size: int, num_workers: int = 0) -> DataLoader[Any]:
     """All images in order, the last batch perhaps smaller."""
-    return DataLoader(
-        dataset, batch_size, num_workers=num_workers, collate_fn=whole, generator=torch.Generator(), shuffle=False
-    )
+    return DataLoader(dataset, batch_size, **_options(num_workers))
+
+
+def _options(num_workers: int) -> dict[str, Any]:
+    # a generator of its own: else each iteration would draw a seed for workers from the global stream
+    return {"num_workers": num_workers, "collate_fn": whole, "generator": torch.Generator()}
 
 
 def whole(batch: Batch) -> Batch:

@@ -140,7 +140,9 @@ def _npz(path: Path) -> Source:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError) as error:
-        raise ResvaeError(f"data.path: {path} is not an .npz of plain arrays ({' '.join(str(error).split())})") from error
+        raise ResvaeError(
+            f"data.path: {path} is not an .npz of plain arrays ({' '.join(str(error).split())})"
+        ) from error
     if "images" not in arrays:
         raise ResvaeError(f"data.path: {path} holds {', '.join(arrays) or 'nothing'}, but no array named images")
 
@@ -216,6 +218,8 @@ def _files(path: Path, image_size: int | None, on_corrupt: str) -> Images:
 
 def _split(images: Images, every: int) -> Source:
     if len(images.x) < every:
-        raise ResvaeError(f"data: {len(images.x)} images are too few; at least {every} are needed to set a test set apart")
+        raise ResvaeError(
+            f"data: {len(images.x)} images are too few; at least {every} are needed to set a test set apart"
+        )
     test = torch.arange(len(images.x)) % every == every - 1
     return Source(images.take(~test), images.take(test))

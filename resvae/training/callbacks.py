@@ -95,9 +95,12 @@ class Throughput(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the epoch's figures."""
+        pl_module.log_dict(self.metrics())
+
+    def metrics(self) -> dict[str, float]:
+        """The figures by their names in the log."""
         self._tick()
-        pl_module.log("train/images_per_second", self._images / max(self._training, 1e-9))
-        pl_module.log("seconds", self.seconds)
+        return {"train/images_per_second": self._images / max(self._training, 1e-9), "seconds": self.seconds}
 
     def state_dict(self) -> dict[str, Any]:
         """The seconds so far."""

@@ -1,7 +1,6 @@
 """``LitVAE``: optimises and logs a model that trains, samples and scores without it."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -116,7 +115,7 @@ class LitVAE(pl.LightningModule):
         self._evaluate("val", batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """As validation, on the test set."""
+        """As validation, on the test set, and in float32 throughout."""
         self._evaluate("test", batch, batch_idx)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -161,21 +160,19 @@ class LitVAE(pl.LightningModule):
                 torch.cuda.set_rng_state_all(self._rng["cuda"])
             self._rng = None
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 where ``precision`` wants it, on this module's device."""
-        device = self.device.type
-        wanted = self.precision == "bf16" or (self.precision == "auto" and native_bf16(device))
-        return torch.autocast(device, torch.bfloat16, enabled=wanted)
-
-    def _terms(self, batch: Any, elbo: Callable[[Tensor], ElboTerms]) -> ElboTerms:
+    def _terms(self, batch: Any, elbo: Callable[[Tensor], ElboTerms], reduced: bool = True) -> ElboTerms:
+        """The terms of a batch, in bf16 where ``precision`` wants it and ``reduced`` allows it."""
         x = batch[0] if isinstance(batch, list | tuple) else batch
-        with self.autocast():
+        device = self.device.type
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and native_bf16(device))
+        with torch.autocast(device, torch.bfloat16, enabled=bf16 and reduced):
             return elbo(x.contiguous(memory_format=torch.channels_last))
 
     def _evaluate(self, split: str, batch: Any, batch_idx: int) -> None:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(EVALUATION_SEED + batch_idx)
-            self._log(split, self._terms(batch, self.vae.elbo), self.vae.penalty())
+            terms = self._terms(batch, self.vae.elbo, reduced=split == "val")
+            self._log(split, terms, self.vae.penalty())
 
     def _log(self, split: str, terms: ElboTerms, penalty: Tensor) -> None:
         elbo = terms.elbo.detach().mean()

@@ -1,6 +1,7 @@
 """A training run from a configuration: what ``resvae fit``, ``validate`` and ``test`` do, through LightningCLI."""
 
 import json
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -20,6 +21,17 @@ from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoin
 from resvae.training.loggers import Tracker, drop_rows_after, make_loggers
 from resvae.training.module import LitVAE
 from resvae.training.summary import Summary
+
+# What Lightning says of every run, and what no user of ours can act on.
+CHATTER = (
+    ".*does not have many workers.*",  # sets in memory need none
+    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
+    ".*was called without a model.*",  # an OnExceptionCheckpoint makes Lightning look for its file
+    ".*is set, but there is no last checkpoint available.*",  # and not find it
+    ".*is smaller than the logging interval.*",  # all is logged an epoch
+    ".*LeafSpec.* is deprecated.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",  # training's, when testing
+)
 
 
 class RunCLI(LightningCLI):
@@ -77,6 +89,7 @@ class RunCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with the run's loggers, checkpoints and progress."""
         kwargs["plugins"] = [AtomicCheckpointIO()]
+        kwargs["enable_checkpointing"] = False  # Lightning's own; the run's are added below
         config = self.config[self.config.subcommand]
         if self.config.subcommand == "fit":
             if config.save_every_n_steps < 1:
@@ -94,6 +107,7 @@ class RunCLI(LightningCLI):
                 InterruptedCheckpoint(checkpoints),
                 ModelCheckpoint(filename="best", monitor=config.early_stopping.monitor, **common),
                 ModelCheckpoint(filename="last", every_n_train_steps=config.save_every_n_steps, **common),
+                ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
             ]
         return trainer
 
@@ -128,10 +142,13 @@ def run(arguments: list[str]) -> None:
         if not (folder / "config.yaml").is_file():
             raise ResvaeError(f"{verb}: {folder} is not a run's folder: it holds no config.yaml")
         rest = ["--config", str(folder / "config.yaml"), "--ckpt_path", str(best_checkpoint(folder)), *rest[1:]]
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # in-memory data needs none
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+    for text in CHATTER:
+        warnings.filterwarnings("ignore", text)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")
-    sys.argv = ["resvae", verb, *rest]  # LightningCLI compares the two and warns where they differ
+    # LightningCLI reads the arguments from here, and warns where they are given to it in another way.
+    sys.argv = ["resvae", verb, *rest]
     RunCLI(
         LitVAE,
         ImageDataModule,
@@ -142,11 +159,11 @@ def run(arguments: list[str]) -> None:
             "log_every_n_steps": 50,
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
-            "callbacks": [RichProgressBar()] if sys.stdout.isatty() else [],
+            "enable_progress_bar": sys.stdout.isatty(),
+            "callbacks": [RichProgressBar(leave=True)] if sys.stdout.isatty() else [],
         },
         parser_kwargs={"default_env": True, "env_prefix": "RESVAE", "exit_on_error": False},
         auto_configure_optimizers=False,
-        args=[verb, *rest],
     )
 
 

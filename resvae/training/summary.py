@@ -36,6 +36,7 @@ class Summary(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the minima; print the epoch."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics |= _throughput(trainer).metrics()  # it logs after this callback
         if math.isfinite(metrics.get("train/loss", math.nan)):
             self.best["train_loss"] = min(metrics["train/loss"], self.best.get("train_loss", math.inf))
         if metrics.get("val/loss", math.inf) < self.best.get("val_loss", math.inf):
@@ -75,14 +76,12 @@ class Summary(Callback):
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, ended: str) -> None:
         if not trainer.is_global_zero:
             return
-        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        seconds = next((c.seconds for c in callbacks if isinstance(c, Throughput)), math.nan)
         self.summary = {
             "name": self.folder.name,
             "model": type(pl_module.vae).__name__,
             "arguments": pl_module.vae.arguments,
             "parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
-            "seconds": seconds,
+            "seconds": _throughput(trainer).metrics()["seconds"],
             "epochs": trainer.current_epoch + (ended == "running"),
             "steps": trainer.global_step,
             **self.best,
@@ -90,6 +89,11 @@ class Summary(Callback):
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "summary.json").write_text(json.dumps(self.summary, indent=2) + "\n")
+
+
+def _throughput(trainer: pl.Trainer) -> Throughput:
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return next(callback for callback in callbacks if isinstance(callback, Throughput))
 
 
 def _reason(trainer: pl.Trainer) -> str:
