@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -174,7 +175,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
-    verb, rest = arguments[0], arguments[1:]
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        return _run(arguments[0], arguments[1:])
+
+
+def _run(verb: str, rest: list[str]) -> int:
     try:
         if verb in ("--version", "version"):
             from resvae import __version__
@@ -183,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif verb in TRAINING:
             from resvae.training.run import run
 
-            run(arguments)
+            run([verb, *rest])
         elif verb == "sweep":
             from resvae.studies.sweep import main as sweep
 
@@ -220,9 +226,13 @@ def _is_users(error: Exception) -> bool:
     return plain or isinstance(error, ResvaeError | ArgumentError | MisconfigurationException | OSError)
 
 
-def _one_line(error: Exception) -> str:
-    text = str(error) if str(error) else type(error).__name__
-    return " ".join(text.split())
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line, without the line of code that gave it."""
+    print(f"resvae: warning: {_one_line(message)}", file=sys.stderr)
+
+
+def _one_line(message: Warning | Exception | str) -> str:
+    return " ".join(str(message).split()) or type(message).__name__
 
 
 def _load(model: str) -> Any:

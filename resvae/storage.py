@@ -26,15 +26,22 @@ def describe(model: nn.Module) -> dict[str, Any]:
     """The model's class and constructor arguments, as JSON can hold them."""
     if type(model).__name__ not in MODELS:
         raise ResvaeError(f"model: {type(model).__name__} cannot be saved; one of {', '.join(MODELS)} can")
+    if model.arguments is None:
+        raise ResvaeError(
+            f"model: a {type(model).__name__} around a given encoder cannot be saved, for its encoder's arguments are"
+            " not known; save its state_dict"
+        )
     return {"model": type(model).__name__, "arguments": model.arguments}
 
 
 def build(description: dict[str, Any], where: str = "description") -> nn.Module:
     """A new model from what ``describe`` returned; ``where`` names its source in error messages."""
-    name = description.get("model")
-    if name not in MODELS or not isinstance(description.get("arguments"), dict):
-        raise ResvaeError(f"{where}: model {name!r} is not known; one of {', '.join(MODELS)}")
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in description["arguments"].items()}
+    match description:
+        case {"model": str(name), "arguments": dict(given)} if name in MODELS:
+            arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        case _:
+            name = description.get("model") if isinstance(description, dict) else description
+            raise ResvaeError(f"{where}: model {name!r} is not known; one of {', '.join(MODELS)}")
     try:
         if "block" in arguments:
             arguments["block"] = BlockConfig(**arguments["block"])
@@ -47,7 +54,8 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     """Write a model to ``folder``: ``config.json`` and ``model.safetensors``, each replaced whole or not at all.
 
     Returns:
-        The folder. Raises ``ResvaeError`` for a model whose arguments JSON cannot hold (a merge given as a function).
+        The folder. Raises ``ResvaeError`` for a model whose arguments JSON cannot hold (a merge given as a function),
+        and where the folder cannot be written; what was there before stays.
     """
     folder = Path(folder)
     try:
@@ -56,9 +64,12 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         raise ResvaeError(f"model: {type(model).__name__} cannot be saved as JSON: {error}") from error
     # safetensors keeps no shared memory and no strides: contiguous copies on the CPU.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS, lambda path: save_file(state, path))
-    write_atomically(folder / CONFIG, lambda path: path.write_text(config + "\n"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / WEIGHTS, lambda path: save_file(state, path))
+        write_atomically(folder / CONFIG, lambda path: path.write_text(config + "\n"))
+    except (OSError, SafetensorError) as error:
+        raise ResvaeError(f"model: {folder} could not be written ({str(error).splitlines()[0]})") from error
     return folder
 
 
@@ -105,7 +116,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+        # torch says much the same of every pickle that it stops at; names of functions and classes it calls globals.
+        if "GLOBAL" in str(error) or "Can only" in str(error) or "reduce" in str(error):
             raise ResvaeError(f"checkpoint: {path} holds code, not only tensors; refused") from error
         raise ResvaeError(f"checkpoint: {path} is not a checkpoint, or is damaged") from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
@@ -149,7 +161,7 @@ def _load_folder(folder: Path) -> nn.Module:
     try:
         description = json.loads((folder / CONFIG).read_text())
         state = load_file(folder / WEIGHTS)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not text
         raise ResvaeError(f"model: {folder / CONFIG} is not JSON: {error}") from error
     except FileNotFoundError as error:
         raise ResvaeError(f"model: {folder} lacks {CONFIG} or {WEIGHTS}") from error

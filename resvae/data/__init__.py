@@ -1,5 +1,6 @@
 """Images for training: ``ImageDataModule``."""
 
+from functools import partial
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from resvae.data.pipeline import ImageDataset, evaluation_loader, train_loader
-from resvae.data.sources import Images, read
+from resvae.data.sources import Images, check, read
 from resvae.errors import ResvaeError
 
 __all__ = ["ImageDataModule", "ImageDataset", "Images"]
@@ -28,7 +29,7 @@ class ImageDataModule(pl.LightningDataModule):
         image_size: pad with zeros, or average down, to this size; files of a folder are cut square and scaled.
         validation: how many training images to set apart for validation, or which share of them; drawn by ``seed``.
             A tenth of CIFAR-10's are the customary 5,000.
-        protocol: ``split``, or ``test_as_validation``, the article's: all training images train, the test set validates.
+        protocol: ``split``; or ``test_as_validation``, the article's: all training images train, test images validate.
         seed: of the split, the order and the augmentation.
         crop_padding: pad by so many zeros and cut at random, in training; 0 for none.
         flip: mirror at random, in training.
@@ -70,21 +71,18 @@ class ImageDataModule(pl.LightningDataModule):
             raise ResvaeError(f"data.protocol: {protocol!r} is not allowed; split or test_as_validation")
         if on_corrupt not in ("refuse", "skip"):
             raise ResvaeError(f"data.on_corrupt: {on_corrupt!r} is not allowed; refuse or skip")
+        check(name, path, image_size)
         self.name = name
-        self.root = root
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or 2 * batch_size
-        self.path = path
-        self.image_size = image_size
         self.validation = validation
         self.protocol = protocol
         self.seed = seed
         self.crop_padding = crop_padding
         self.flip = flip
         self.num_workers = num_workers
-        self.on_corrupt: Literal["refuse", "skip"] = on_corrupt
-        self.download = download
         self.limit = limit
+        self._read = partial(read, name, root, path, image_size, on_corrupt, download)
         self._sets: dict[str, Images] = {}
 
     def prepare_data(self) -> None:
@@ -95,7 +93,7 @@ class ImageDataModule(pl.LightningDataModule):
         """Read the set and split it, once."""
         if self._sets:
             return
-        source = read(self.name, self.root, self.path, self.image_size, self.on_corrupt, self.download)
+        source = self._read()
         train, test = source.train, source.test
         order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(self.seed))
         if self.protocol == "test_as_validation":
@@ -164,15 +162,15 @@ class ImageDataModule(pl.LightningDataModule):
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        done = progress.current.processed  # unlike `ready`, not yet counted where the step itself was interrupted
-        return 0 if progress.is_last_batch and done == progress.current.ready else done
+        current: Any = progress.current
+        done = current.processed  # unlike `ready`, not yet counted where the step itself was interrupted
+        return 0 if progress.is_last_batch and done == current.ready else done
 
     def _num_validation(self, total: int) -> int:
-        share = isinstance(self.validation, float)
-        num = round(self.validation * total) if share else int(self.validation)
-        if not 0 < num < total:
+        num = self.validation * total if isinstance(self.validation, float) else self.validation
+        if not 0.5 < num <= total - 1:
             raise ResvaeError(
                 f"data.validation: {self.validation} of {total} training images is not allowed; "
                 "at least one must be left on each side (a whole number of images, or a share between 0 and 1)"
             )
-        return num
+        return round(num)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -41,28 +41,25 @@ class ImageDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """The batch of these indices: x uint8 ``[B, C, H, W]``, y int64 ``[B]``."""
-        index = torch.tensor(indices)
-        x, y = self.images.x[index], self.images.y[index]
-        if self.crop_padding or self.flip:
-            entropy = np.random.SeedSequence((self.seed, self.epoch, indices[0])).generate_state(1, np.uint64)
-            x = crop_and_flip(x, self.crop_padding, self.flip, torch.Generator().manual_seed(int(entropy[0])))
-        return x, y
+        # numpy: torch would share such small work among threads, which costs more than it saves where cores are busy
+        x = self.images.x.numpy()[indices]
+        rng = np.random.default_rng((self.seed, self.epoch, indices[0]))
+        if self.crop_padding:
+            x = random_crop(x, self.crop_padding, rng)
+        if self.flip:
+            mirrored = rng.random(len(x)) < 0.5
+            x[mirrored] = x[mirrored][..., ::-1].copy()  # a contiguous copy is quicker to write back
+        return torch.from_numpy(x), self.images.y[indices]
 
 
-def crop_and_flip(x: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Cut each image ``[B, C, H, W]`` at random out of itself with a margin of zeros; mirror every other one.
-
-    Both are one gather: for each image, where in the padded one its rows and columns come from.
-    """
+def random_crop(x: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
+    """Cut each image ``[B, C, H, W]`` at random out of itself with a margin of zeros."""
     batch, channels, height, width = x.shape
-    top, left = torch.randint(0, 2 * padding + 1, (2, batch, 1), generator=generator)
-    rows, columns = torch.arange(height) + top, torch.arange(width) + left  # B H, B W
-    if flip:
-        mirrored = torch.rand(batch, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    places = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]  # B H W
-    padded = F.pad(x, (padding,) * 4).flatten(2)
-    return padded.gather(2, places.view(batch, 1, -1).expand(-1, channels, -1)).view_as(x)
+    padded = np.zeros((batch, channels, height + 2 * padding, width + 2 * padding), x.dtype)
+    padded[:, :, padding:-padding, padding:-padding] = x
+    top, left = rng.integers(0, 2 * padding + 1, (2, batch))
+    windows = sliding_window_view(padded, (height, width), (2, 3))  # B C top left H W, a view
+    return windows[np.arange(batch), :, top, left]
 
 
 class EpochSampler(DistributedSampler[int]):

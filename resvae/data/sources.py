@@ -1,10 +1,11 @@
 """Where images come from: each source is read whole into one uint8 tensor."""
 
 import warnings
-from collections.abc import Callable
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -39,6 +40,23 @@ class Source:
     test: Images
 
 
+def check(name: str, path: str | None, image_size: int | None) -> None:
+    """Refuse what cannot be read, before anything else is done.
+
+    Raises:
+        ResvaeError: an unknown name, a path that is missing or not there, an impossible size.
+    """
+    if name not in NAMES:
+        raise ResvaeError(f"data.name: {name!r} is not known; one of {', '.join(NAMES)}")
+    if image_size is not None and image_size < 1:
+        raise ResvaeError(f"data.image_size: {image_size} is not allowed; at least 1")
+    if name in ("folder", "npz"):
+        if path is None:
+            raise ResvaeError(f"data.path: it is missing; the data set {name} needs it")
+        if not Path(path).exists():
+            raise ResvaeError(f"data.path: {path} does not exist")
+
+
 def read(
     name: str,
     root: str = "data",
@@ -59,27 +77,25 @@ def read(
         download: fetch what is missing.
 
     Raises:
-        ResvaeError: an unknown name, no images, a corrupt or unsuitable file, a failed download.
+        ResvaeError: what ``check`` refuses; no images, a corrupt or unsuitable file, a failed download.
     """
-    if name not in NAMES:
-        raise ResvaeError(f"data.name: {name!r} is not known; one of {', '.join(NAMES)}")
-    if image_size is not None and image_size < 1:
-        raise ResvaeError(f"data.image_size: {image_size} is not allowed; at least 1")
-    if name in ("folder", "npz"):
-        if path is None:
-            raise ResvaeError(f"data.path: it is missing; the data set {name} needs it")
-        if not Path(path).exists():
-            raise ResvaeError(f"data.path: {path} does not exist")
-        source = _folder(Path(path), image_size, on_corrupt) if name == "folder" else _npz(Path(path))
+    check(name, path, image_size)
+    if name == "folder":
+        source = _folder(Path(str(path)), image_size, on_corrupt)
+    elif name == "npz":
+        source = _npz(Path(str(path)))
     elif name == "digits":
         source = _digits()
     else:
         source = _torchvision(name, root, download)
         if name in ("mnist", "fashion_mnist") and image_size is None:
             image_size = 32
-    if image_size is None:
-        return source
-    return Source(*(Images(resized(part.x, image_size), part.y) for part in (source.train, source.test)))
+    if image_size is not None:
+        source = Source(*(Images(resized(part.x, image_size), part.y) for part in (source.train, source.test)))
+    shapes = [tuple(part.x.shape[1:]) for part in (source.train, source.test)]
+    if shapes[0] != shapes[1]:
+        raise ResvaeError(f"data.path: training images are {shapes[0]}, test images {shapes[1]}; one shape is allowed")
+    return source
 
 
 def resized(x: Tensor, size: int) -> Tensor:
@@ -102,35 +118,36 @@ def _digits() -> Source:
     return _split(Images(x, torch.from_numpy(labels).long()), DIGITS_TEST_EVERY)
 
 
+# torchvision's class, where the files come from, where they go under the root
+DOWNLOADS = {
+    "cifar10": ("CIFAR10", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "cifar-100-python"),
+    "svhn": ("SVHN", "http://ufldl.stanford.edu/housenumbers", "train_32x32.mat and test_32x32.mat"),
+    "mnist": ("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist", "MNIST/raw"),
+    "fashion_mnist": ("FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist", "FashionMNIST/raw"),
+}
+
+
 def _torchvision(name: str, root: str, download: bool) -> Source:
     from torchvision import datasets
 
-    kinds: dict[str, tuple[Callable[..., Any], bool]] = {
-        "cifar10": (datasets.CIFAR10, False),
-        "cifar100": (datasets.CIFAR100, False),
-        "svhn": (datasets.SVHN, True),
-        "mnist": (datasets.MNIST, False),
-        "fashion_mnist": (datasets.FashionMNIST, False),
-    }
-    kind, by_split = kinds[name]
+    kind, page, place = DOWNLOADS[name]
     parts = []
     for train in (True, False):
-        which: dict[str, Any] = {"split": "train" if train else "test"} if by_split else {"train": train}
+        which: dict[str, Any] = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
         try:
-            loaded = kind(root, download=download, **which)
+            loaded = getattr(datasets, kind)(root, download=download, **which)
         except (OSError, RuntimeError, EOFError) as error:
-            reason = " ".join(str(error).split())
             raise ResvaeError(
-                f"data.name: {name} is not in {root} and could not be fetched ({reason}); check the network, or put "
-                f"the files where torchvision.datasets.{kind.__name__} looks for them under {root}; "
-                "the data set digits needs no network"
+                f"data.name: {name} is not in {root} and was not fetched ({_one_line(error)}); fetch {page} by hand "
+                f"and unpack it to {Path(root) / place}, or use the data set digits, which needs no network"
             ) from error
         x = torch.as_tensor(np.asarray(loaded.data))
         if x.ndim == 3:
             x = x[:, None]
         elif x.shape[-1] == 3:
             x = x.permute(0, 3, 1, 2).contiguous()
-        labels = loaded.labels if by_split else loaded.targets
+        labels = loaded.labels if name == "svhn" else loaded.targets
         parts.append(Images(x, torch.as_tensor(np.asarray(labels)).long()))
     return Source(*parts)
 
@@ -139,18 +156,19 @@ def _npz(path: Path) -> Source:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise ResvaeError(
-            f"data.path: {path} is not an .npz of plain arrays ({' '.join(str(error).split())})"
-        ) from error
+    except (OSError, ValueError, EOFError, TypeError, BadZipFile, zlib.error) as error:
+        raise ResvaeError(f"data.path: {path} is not an .npz of plain arrays ({_one_line(error)})") from error
     if "images" not in arrays:
         raise ResvaeError(f"data.path: {path} holds {', '.join(arrays) or 'nothing'}, but no array named images")
 
     def part(prefix: str) -> Images:
         x = _channels_first(arrays[f"{prefix}images"], f"{path}: {prefix}images")
         y = arrays.get(f"{prefix}labels", np.zeros(len(x), np.int64))
-        if len(y) != len(x):
-            raise ResvaeError(f"data.path: {path}: {len(y)} {prefix}labels do not fit {len(x)} {prefix}images")
+        if y.shape != (len(x),) or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
+            raise ResvaeError(
+                f"data.path: {path}: {prefix}labels are {y.dtype} of shape {y.shape}; "
+                f"{len(x)} whole numbers from 0 are allowed, one for each of {prefix}images"
+            )
         return Images(x, torch.from_numpy(y.astype(np.int64)))
 
     if "test_images" in arrays:
@@ -183,14 +201,17 @@ def _files(path: Path, image_size: int | None, on_corrupt: str) -> Images:
 
     if not path.is_dir():
         raise ResvaeError(f"data.path: {path} is not a folder")
-    names = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-    classes = sorted({p.relative_to(path).parts[0] for p in names if len(p.relative_to(path).parts) > 1})
+    found = {
+        file: file.relative_to(path).parts for file in sorted(path.rglob("*")) if file.suffix.lower() in EXTENSIONS
+    }
+    found = {file: parts for file, parts in found.items() if not any(part.startswith(".") for part in parts)}
+    classes = sorted({parts[0] for parts in found.values() if len(parts) > 1})
     pictures, labels, grey = [], [], True
-    for name in names:
+    for name, parts in found.items():
         try:
             with Image.open(name) as file:
                 picture = ImageOps.exif_transpose(file)
-                grey &= picture.mode in ("1", "L")
+                mode = picture.mode
                 picture = picture.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if on_corrupt == "refuse":
@@ -199,17 +220,17 @@ def _files(path: Path, image_size: int | None, on_corrupt: str) -> Images:
                 ) from error
             warnings.warn(f"skipped {name}: not an image that can be read", stacklevel=2)
             continue
+        if mode.startswith(("I", "F")):
+            raise ResvaeError(f"data.path: {name} has more than 8 bits a channel; 8 are allowed")
         if image_size is not None:
             picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.LANCZOS)
-        elif pictures and pictures[0].shape[:2] != picture.size[::-1]:
-            width, height = picture.size
-            raise ResvaeError(
-                f"data.path: {name} is {height}x{width}, others are {'x'.join(map(str, pictures[0].shape[:2]))}; "
-                "set data.image_size"
-            )
-        pictures.append(np.asarray(picture))
-        first = name.relative_to(path).parts[0]
-        labels.append(classes.index(first) if first in classes else 0)
+        pixels = np.asarray(picture)
+        if pictures and pixels.shape != pictures[0].shape:
+            sizes = ["x".join(map(str, p.shape[:2])) for p in (pixels, pictures[0])]
+            raise ResvaeError(f"data.path: {name} is {sizes[0]}, others are {sizes[1]}; set data.image_size")
+        grey &= mode in ("1", "L", "LA")
+        pictures.append(pixels)
+        labels.append(classes.index(parts[0]) if len(parts) > 1 else 0)
     if not pictures:
         raise ResvaeError(f"data.path: {path} holds no images; {', '.join(EXTENSIONS)} are read")
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
@@ -223,3 +244,7 @@ def _split(images: Images, every: int) -> Source:
         )
     test = torch.arange(len(images.x)) % every == every - 1
     return Source(images.take(~test), images.take(test))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

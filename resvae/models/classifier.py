@@ -28,7 +28,7 @@ class ResNetClassifier(nn.Module):
         block: without an encoder, the blocks; their kind follows from ``depth``.
     """
 
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] | None  # as JSON can hold them; None around a given encoder, which does not know its own
 
     def __init__(
         self,
@@ -41,9 +41,11 @@ class ResNetClassifier(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ResvaeError(f"num_classes: {num_classes} is not allowed; at least 1")
-        self.arguments = json_arguments(
-            {"depth": depth, "num_classes": num_classes, "image_shape": image_shape, "block": block}
-        )
+        self.arguments = None
+        if encoder is None:
+            self.arguments = json_arguments(
+                {"depth": depth, "num_classes": num_classes, "image_shape": image_shape, "block": block}
+            )
         self.encoder = encoder or _he_encoder(depth, image_shape, block)
         self.classifier = nn.Linear(self.encoder.channels[-1], num_classes)
 
@@ -55,4 +57,4 @@ class ResNetClassifier(nn.Module):
 def _he_encoder(depth: int, image_shape: Shape, block: BlockConfig) -> ResNetEncoder:
     kind, blocks = cifar_blocks(depth)
     widths = (16, 32, 64) if kind == "basic" else (64, 128, 256)
-    return ResNetEncoder(image_shape, blocks, widths, (1, 2, 2), config=replace(block, kind=kind))
+    return ResNetEncoder(image_shape, blocks, widths, (1, 2, 2), stem_width=16, config=replace(block, kind=kind))

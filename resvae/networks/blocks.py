@@ -1,16 +1,17 @@
 """Residual units: basic and bottleneck, in every order, down and up."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resvae.errors import ResvaeError
-from resvae.networks.residual import Merge, make_merge
+from resvae.networks.residual import Merge, check_merge, make_merge
 
 Order = Literal["original", "norm_after_add", "relu_before_add", "relu_only_pre", "full_pre"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+SECOND_MOMENT = {"relu": 0.5, "silu": 0.3558, "gelu": 0.4252}  # E[f(u)^2], u standard normal
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class BlockConfig:
         kind: ``bottleneck`` (1x1, 3x3, 1x1) or ``basic`` (3x3, 3x3) (He 2015, figure 5).
         order: of normalisation and activation (He 2016, figure 4): a ``original``, b ``norm_after_add``,
             c ``relu_before_add``, d ``relu_only_pre``, e ``full_pre``.
-        norm: ``none``, ``batch`` or ``group`` (8 channels a group).
+        norm: ``none``, ``batch`` or ``group`` (8 channels a group; one group where 8 does not divide them).
         activation: ``relu``, ``silu`` or ``gelu``.
         shortcut: He's A ``zero_pad``, B ``projection`` where the shape changes, C ``projection_everywhere``.
         merge: of shortcut and branch: ``sum``, ``none`` (a plain network), ``highway``, or a callable.
@@ -32,6 +33,9 @@ class BlockConfig:
         stride_on: the ``spatial`` 3x3 convolution, or the ``first`` 1x1 (the article).
         conv_bias: None: where there is no normalisation.
         norm_eps, norm_momentum: of batch normalisation.
+
+    Raises:
+        ResvaeError: a name that is not among these, a ratio that is not positive.
     """
 
     kind: Literal["bottleneck", "basic"] = "bottleneck"
@@ -48,12 +52,21 @@ class BlockConfig:
     norm_eps: float = 1e-5
     norm_momentum: float = 0.1
 
+    def __post_init__(self) -> None:
+        for field, hint in get_type_hints(type(self)).items():
+            value = getattr(self, field)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise ResvaeError(f"block: {field} {value!r} is not allowed; one of {', '.join(get_args(hint))}")
+        check_merge(self.merge)
+        if not self.ratio > 0:
+            raise ResvaeError(f"block: ratio {self.ratio} is not allowed; more than 0")
+
     def make_norm(self, channels: int) -> nn.Module:
         """The normalisation of ``channels``; nothing where there is none."""
         if self.norm == "batch":
             return nn.BatchNorm2d(channels, self.norm_eps, self.norm_momentum)
         if self.norm == "group":
-            return nn.GroupNorm(max(1, channels // 8), channels, self.norm_eps)
+            return nn.GroupNorm(1 if channels % 8 else channels // 8, channels, self.norm_eps)
         return nn.Identity()
 
     def make_activation(self) -> nn.Module:
@@ -83,8 +96,9 @@ class ResidualBlock(nn.Module):
         x -> before -+-> branch (convolutions) -> merge -> after -> y
                      +-> shortcut ------------------^
 
-    In pre-activation orders ``before`` is the shared normalisation and activation of blocks whose shortcut projects
-    or that come right after the stem (He 2016, section 4.1 and appendix); elsewhere it is part of the branch.
+    In pre-activation orders, blocks whose shortcut projects and the block right after the stem have the branch's first
+    normalisation and activation in ``before``, ahead of the split (He 2016, appendix). Elsewhere it is empty. A plain
+    network (``merge="none"``) has no shortcut.
 
     Args:
         in_channels, channels: in and out.
@@ -107,18 +121,21 @@ class ResidualBlock(nn.Module):
         first: bool = False,
     ):
         super().__init__()
+        plain = config.merge == "none"
         changes = in_channels != channels or stride != 1
         projects = config.shortcut == "projection_everywhere" or (config.shortcut == "projection" and changes)
         layers = _branch(in_channels, channels, stride, up, config)
-        shared = config.order == "full_pre" and (first or projects)
-        # normalisation and activation: the first two layers of a fully pre-activated branch
-        self.before = nn.Sequential(*layers[:2]) if shared else nn.Identity()
-        self.branch = nn.Sequential(*layers[2:] if shared else layers)
-        self.shortcut = _shortcut(in_channels, channels, stride, up, config, projects)
+        # how many layers of the branch come before its first convolution: normalisation and activation, or one of them
+        leading = {"full_pre": 2, "relu_only_pre": 1}.get(config.order, 0)
+        shared = leading if not plain and (first or projects) else 0
+        self.before = nn.Sequential(*layers[:shared])
+        self.branch = nn.Sequential(*layers[shared:])
+        self.shortcut = nn.Identity() if plain else _shortcut(in_channels, channels, stride, up, config, projects)
         self.merge = make_merge(config.merge, channels)
         self.after = _after(channels, config)
-        _initialise(self.branch, 1.0 if config.merge == "none" else residual_scale)
-        _initialise(self.shortcut, 1.0, gain=1.0)
+        gain = 1 / SECOND_MOMENT[config.activation]  # what comes out of an activation keeps its size in a convolution
+        _initialise(self.branch, gain, 1.0 if plain else residual_scale)
+        _initialise(self.shortcut, gain)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(x)
@@ -196,13 +213,15 @@ def _convolution(a: int, b: int, kernel: int, stride: int, up: bool, config: Blo
     if config.stride_on == "first":  # Keras' transposed 1x1: every stride-th place, zeros (and the bias) between
         return nn.ConvTranspose2d(a, b, kernel, stride, padding=kernel // 2, output_padding=stride - 1, bias=bias)
     # Kernels that the stride divides touch every output place equally often: no checkerboard from the start.
-    size = stride if kernel == 1 else 2 * stride
-    return nn.ConvTranspose2d(a, b, size, stride, padding=(size - stride) // 2, bias=bias)
+    if kernel == 1:
+        return nn.ConvTranspose2d(a, b, stride, stride, bias=bias)
+    padding, odd = (stride + 1) // 2, stride % 2
+    return nn.ConvTranspose2d(a, b, 2 * stride, stride, padding=padding, output_padding=odd, bias=bias)
 
 
-def _initialise(module: nn.Module, last_scale: float, gain: float = 2.0) -> None:
+def _initialise(module: nn.Module, gain: float, last_scale: float = 1.0) -> None:
     """He-normal convolutions (variance ``gain`` / fan-in), zero biases; the last layer times ``last_scale``."""
-    last = None
+    last: nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.GroupNorm | None = None
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             size = layer.kernel_size[0] * layer.kernel_size[1] * layer.in_channels
@@ -214,17 +233,5 @@ def _initialise(module: nn.Module, last_scale: float, gain: float = 2.0) -> None
             last = layer
         elif isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
             last = layer
-    if isinstance(last, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.GroupNorm):
+    if last is not None:
         last.weight.data.mul_(last_scale)
-
-
-def check_stages(name: str, image_shape: tuple[int, int, int], **lengths: tuple[int, ...]) -> None:
-    """One positive number a stage in each tuple, or ``ResvaeError``."""
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ResvaeError(f"{name}: image_shape {tuple(image_shape)} is not allowed; give (channels, height, width)")
-    if len({len(values) for values in lengths.values()}) != 1:
-        said = ", ".join(f"{field} {tuple(values)}" for field, values in lengths.items())
-        raise ResvaeError(f"{name}: {said} must have one number a stage each")
-    for field, values in lengths.items():
-        if not values or min(values) < 1:
-            raise ResvaeError(f"{name}: {field} {tuple(values)} is not allowed; each at least 1")

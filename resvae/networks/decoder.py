@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from resvae.errors import ResvaeError
-from resvae.networks.blocks import BlockConfig, ResidualBlock, check_stages
-from resvae.networks.encoder import final_layers
+from resvae.networks.blocks import BlockConfig
+from resvae.networks.stages import check_stages, coarsest, final_layers, make_stages
 
 
 class ResNetDecoder(nn.Module):
@@ -28,6 +28,9 @@ class ResNetDecoder(nn.Module):
 
     Attributes:
         in_shape: ``(widths[0], h, w)``, what ``decode_map`` takes.
+
+    Raises:
+        ResvaeError: tuples of different lengths, an image size that the strides do not divide, a size below 1.
     """
 
     def __init__(
@@ -41,35 +44,22 @@ class ResNetDecoder(nn.Module):
         config: BlockConfig = BlockConfig(),  # noqa: B008  frozen
     ):
         super().__init__()
-        check_stages("decoder", image_shape, blocks=tuple(blocks), widths=tuple(widths), strides=tuple(strides))
-        if latent_dim < 1:
-            raise ResvaeError(f"latent_dim: {latent_dim} is not allowed; at least 1")
-        channels, height, width = image_shape
-        total = math.prod(strides)
-        if height % total or width % total:
-            raise ResvaeError(f"image size: {height}x{width} is not divisible by the decoder's strides, {total} in all")
+        check_stages("decoder", blocks=blocks, widths=widths, strides=strides)
+        size = coarsest("decoder", image_shape, math.prod(strides))
+        out_channels = image_shape[0] if out_channels is None else out_channels
+        for field, value in (("latent_dim", latent_dim), ("out_channels", out_channels)):
+            if value < 1:
+                raise ResvaeError(f"{field}: {value} is not allowed; at least 1")
         self.latent_dim = latent_dim
-        self.in_shape = (widths[0], height // total, width // total)
+        self.in_shape = (widths[0], *size)
         self.dense = nn.Linear(latent_dim, math.prod(self.in_shape))
-        scale = config.scale(sum(blocks))
-        self.stages = nn.ModuleList()
-        current = widths[0]
-        for num, out, stride in zip(blocks, widths, strides, strict=True):
-            stage = nn.ModuleList()
-            for j in range(num):
-                stage.append(
-                    ResidualBlock(
-                        current, out, stride=stride if j == 0 else 1, up=True, config=config, residual_scale=scale
-                    )
-                )
-                current = out
-            self.stages.append(stage)
-        self.final = final_layers(current, config)
-        self.out = nn.Conv2d(current, out_channels or channels, 1)
+        self.stages = make_stages(widths[0], blocks, widths, strides, config, up=True)
+        self.final = final_layers(widths[-1], config)
+        self.out = nn.Conv2d(widths[-1], out_channels, 1)
         nn.init.normal_(self.dense.weight, std=latent_dim**-0.5)
         nn.init.zeros_(self.dense.bias)
         # A small last layer: training starts from the likelihood's own start, whatever the depth before it.
-        nn.init.normal_(self.out.weight, std=0.1 * current**-0.5)
+        nn.init.normal_(self.out.weight, std=0.1 * widths[-1] ** -0.5)
         assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
 
@@ -81,7 +71,5 @@ class ResNetDecoder(nn.Module):
         """From a map ``[B, *in_shape]`` to ``[B, out_channels, H, W]``."""
         h = h.contiguous(memory_format=torch.channels_last)  # the dense layer's rows are channels-first
         for stage in self.stages:
-            assert isinstance(stage, nn.ModuleList)
-            for block in stage:
-                h = block(h)
+            h = stage(h)
         return self.out(self.final(h))

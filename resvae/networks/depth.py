@@ -31,6 +31,10 @@ def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bot
     Raises:
         ResvaeError: no number of blocks gives this depth; the two nearest that work are named.
     """
+    if num_stages < 1:
+        raise ResvaeError(f"num_stages: {num_stages} is not allowed; at least 1")
+    if kind not in CONVOLUTIONS:
+        raise ResvaeError(f"kind: {kind!r} is not allowed; one of {', '.join(CONVOLUTIONS)}")
     if not isinstance(depth, int):
         return _checked(depth, num_stages)
     per_block = 2 * CONVOLUTIONS[kind]
@@ -55,21 +59,23 @@ def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bot
 def cifar_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
     """Kind and blocks a stage of He's CIFAR networks: 6n+2 with basic, 9n+2 with bottleneck blocks (164, 1001).
 
-    A depth that both give (20, 38, 56, 110 ...) is basic below 164, as published.
+    A depth that both give (20, 38, 56, 110 ...) is basic below 164, as published. Blocks a stage, given as a tuple, are
+    taken for basic ones.
     """
     if not isinstance(depth, int):
         return "basic", _checked(depth, 3)
-    basic, bottleneck = depth >= 8 and depth % 6 == 2, depth >= 11 and depth % 9 == 2
+    basic, bottleneck = _is_basic(depth), _is_bottleneck(depth)
     if basic and not (bottleneck and depth >= 164):
         return "basic", (depth // 6,) * 3
     if bottleneck:
         return "bottleneck", (depth // 9,) * 3
-    allowed = sorted({6 * n + 2 for n in range(1, depth // 6 + 3)} | {9 * n + 2 for n in range(1, depth // 9 + 3)})
+    around = range(depth - 6, depth + 7) if depth > 14 else range(8, 21)
+    allowed = [d for d in around if _is_basic(d) or _is_bottleneck(d)]
     raise ResvaeError(f"depth: {depth} is neither 6n+2 nor 9n+2; the nearest are {_nearest(depth, allowed)}")
 
 
 def imagenet_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    """Kind and blocks a stage of He's ImageNet networks: 18, 34, 50, 101, 152."""
+    """Kind and blocks a stage of He's ImageNet networks: 18 and 34 basic; 50, 101, 152, and any tuple, bottleneck."""
     if not isinstance(depth, int):
         return "bottleneck", _checked(depth, 4)
     if depth not in IMAGENET:
@@ -78,6 +84,14 @@ def imagenet_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
             f"the nearest are {_nearest(depth, sorted(IMAGENET))}"
         )
     return IMAGENET[depth]
+
+
+def _is_basic(depth: int) -> bool:
+    return depth >= 8 and depth % 6 == 2
+
+
+def _is_bottleneck(depth: int) -> bool:
+    return depth >= 11 and depth % 9 == 2
 
 
 def _share(num: int, proportions: Sequence[int]) -> tuple[int, ...]:
@@ -91,9 +105,10 @@ def _share(num: int, proportions: Sequence[int]) -> tuple[int, ...]:
 
 
 def _checked(blocks: Sequence[int], num_stages: int) -> tuple[int, ...]:
-    if len(blocks) != num_stages or any(not isinstance(n, int) or n < 1 for n in blocks):
+    listed = isinstance(blocks, Sequence) and not isinstance(blocks, str)
+    if not listed or len(blocks) != num_stages or any(not isinstance(n, int) or n < 1 for n in blocks):
         raise ResvaeError(
-            f"depth: {tuple(blocks)} is not allowed; give {num_stages} numbers of blocks, each at least 1"
+            f"depth: {blocks!r} is not allowed; give a whole number, or blocks a stage: {num_stages}, each at least 1"
         )
     return tuple(blocks)
 

@@ -1,12 +1,15 @@
 """The encoder: a ResNet that publishes its channels and strides, so that anything can stand on it."""
 
+import itertools
 import math
+import operator
 from typing import Literal
 
 from torch import Tensor, nn
 
 from resvae.errors import ResvaeError
-from resvae.networks.blocks import BlockConfig, ResidualBlock, check_stages
+from resvae.networks.blocks import BlockConfig
+from resvae.networks.stages import check_stages, coarsest, final_layers, make_stages
 
 STEM_STRIDE = {"cifar": 1, "imagenet": 4, "none": 1}
 
@@ -25,12 +28,18 @@ class ResNetEncoder(nn.Module):
         blocks: residual blocks a stage; see ``depth.py`` for one number.
         widths: output channels a stage.
         strides: down-sampling by each stage's first block.
-        stem: ``cifar`` 3x3, ``imagenet`` 7x7/2 and max-pooling, or ``none``.
+        stem: ``cifar`` 3x3, ``imagenet`` 7x7/2 and max-pooling, or ``none``: in pre-activation orders, x itself then
+            meets the first activation.
+        stem_width: the stem's channels; ``widths[0]`` unless told. He's bottleneck networks have 16 (CIFAR, widths from
+            64) and 64 (ImageNet, widths from 256).
         config: what a block is made of.
 
     Attributes:
         channels: of each stage's map. strides: of each stage's map against the image, the stem's included.
         out_shape: ``(channels[-1], h, w)`` of the last map.
+
+    Raises:
+        ResvaeError: tuples of different lengths, an unknown stem, an image size that the strides do not divide.
     """
 
     def __init__(
@@ -40,86 +49,57 @@ class ResNetEncoder(nn.Module):
         widths: tuple[int, ...] = (64, 128, 256, 512),
         strides: tuple[int, ...] = (1, 2, 2, 2),
         stem: Literal["cifar", "imagenet", "none"] = "cifar",
+        stem_width: int | None = None,
         config: BlockConfig = BlockConfig(),  # noqa: B008  frozen
     ):
         super().__init__()
-        check_stages("encoder", image_shape, blocks=tuple(blocks), widths=tuple(widths), strides=tuple(strides))
+        check_stages("encoder", blocks=blocks, widths=widths, strides=strides)
         if stem not in STEM_STRIDE:
-            raise ResvaeError(f"stem: {stem!r} is not allowed; cifar, imagenet or none")
-        _, height, width = image_shape
-        total = STEM_STRIDE[stem] * math.prod(strides)
-        for size in (height, width):
-            if size % total:
-                raise ResvaeError(
-                    f"image size: {height}x{width} is not divisible by the strides, {total} in all; "
-                    f"the nearest to {size} are {size - size % total} and {size - size % total + total}"
-                )
-        self.image_shape = (image_shape[0], height, width)
+            raise ResvaeError(f"stem: {stem!r} is not allowed; one of {', '.join(STEM_STRIDE)}")
+        if stem_width is not None and stem_width < 1:
+            raise ResvaeError(f"stem_width: {stem_width} is not allowed; at least 1")
+        size = coarsest("encoder", image_shape, STEM_STRIDE[stem] * math.prod(strides))
+        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         self.channels = tuple(widths)
-        self.strides = tuple(STEM_STRIDE[stem] * math.prod(strides[: i + 1]) for i in range(len(strides)))
-        self.out_shape = (widths[-1], height // total, width // total)
+        self.strides = tuple(itertools.accumulate((STEM_STRIDE[stem], *strides), operator.mul))[1:]
+        self.out_shape = (widths[-1], *size)
 
-        # with normalisation and without pre-activation, the stem has its own (He 2015, table 1)
-        stem_layers: list[nn.Module] = []
-        channels = image_shape[0]
-        if stem != "none":
-            kernel, stride = (3, 1) if stem == "cifar" else (7, 2)
-            convolution = nn.Conv2d(channels, widths[0], kernel, stride, kernel // 2, bias=config.bias)
-            nn.init.kaiming_normal_(convolution.weight)
-            if convolution.bias is not None:
-                nn.init.zeros_(convolution.bias)
-            stem_layers.append(convolution)
-            if not config.pre_activation:
-                stem_layers += [config.make_norm(widths[0]), config.make_activation()]
-            if stem == "imagenet":
-                stem_layers.append(nn.MaxPool2d(3, 2, 1))
-            channels = widths[0]
-        self.stem = nn.Sequential(*stem_layers)
-        scale = config.scale(sum(blocks))
-        self.stages = nn.ModuleList()
-        for i, (num, out, stride) in enumerate(zip(blocks, widths, strides, strict=True)):
-            stage = nn.ModuleList()
-            for j in range(num):
-                stage.append(
-                    ResidualBlock(
-                        channels,
-                        out,
-                        stride=stride if j == 0 else 1,
-                        config=config,
-                        residual_scale=scale,
-                        first=i == j == 0 and stem != "none",
-                    )
-                )
-                channels = out
-            self.stages.append(stage)
-        self.final = final_layers(channels, config)
+        channels = image_shape[0] if stem == "none" else stem_width or widths[0]
+        self.stem = _stem(stem, image_shape[0], channels, config)
+        self.stages = make_stages(channels, blocks, widths, strides, config, stem=stem != "none")
+        self.final = final_layers(widths[-1], config)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [B, C, H, W]``, any float scale, to the last map ``[B, channels[-1], h, w]``."""
-        return self.final(self._maps(x)[-1])
+        return self.features(x)[-1]
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The maps after each stage, finest first; the last is what ``forward`` returns."""
-        maps = self._maps(x)
-        return [*maps[:-1], self.final(maps[-1])]
-
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        if x.shape[1] != self.image_shape[0]:
+        if x.ndim != 4 or x.shape[1] != self.image_shape[0]:
             raise ResvaeError(
-                f"images: {x.shape[1]} channels do not fit this encoder, which takes {self.image_shape[0]}"
+                f"images: shape {tuple(x.shape)} does not fit this encoder, "
+                f"which takes {self.image_shape[0]} channels: (batch, {', '.join(map(str, self.image_shape))})"
             )
         h = self.stem(x)
         maps = []
         for stage in self.stages:
-            assert isinstance(stage, nn.ModuleList)
-            for block in stage:
-                h = block(h)
+            h = stage(h)
             maps.append(h)
-        return maps
+        return [*maps[:-1], self.final(h)]
 
 
-def final_layers(channels: int, config: BlockConfig) -> nn.Module:
-    """After the last addition of a pre-activation network, one normalisation and activation (He 2016, appendix)."""
+def _stem(kind: str, in_channels: int, channels: int, config: BlockConfig) -> nn.Sequential:
+    """The first convolution; where blocks do not begin with their activation it has its own (He 2015, table 1)."""
+    if kind == "none":
+        return nn.Sequential()
+    kernel, stride = (3, 1) if kind == "cifar" else (7, 2)
+    convolution = nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=config.bias)
+    nn.init.kaiming_normal_(convolution.weight)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    stem = nn.Sequential(convolution)
     if not config.pre_activation:
-        return nn.Identity()
-    return nn.Sequential(config.make_norm(channels), config.make_activation())
+        stem.extend([config.make_norm(channels), config.make_activation()])
+    if kind == "imagenet":
+        stem.append(nn.MaxPool2d(3, 2, 1))
+    return stem

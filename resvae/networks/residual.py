@@ -1,14 +1,15 @@
 """The residual connection itself, around anything, with every way to merge x and F(x)."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from resvae.errors import ResvaeError
 
-Merge = Literal["sum", "product", "none", "highway"] | Callable[[Tensor, Tensor], Tensor]
+MergeName = Literal["sum", "product", "none", "highway"]
+Merge = MergeName | Callable[[Tensor, Tensor], Tensor]
 
 
 class Sum(nn.Module):
@@ -49,7 +50,7 @@ class Highway(nn.Module):
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
         t = torch.sigmoid(self.gate(x.movedim(self.dim, -1))).movedim(-1, self.dim)
-        return torch.lerp(x, fx, t)
+        return x + t * (fx - x)  # not lerp: under autocast x may be of another type than F(x)
 
 
 MERGES: dict[str, type[nn.Module]] = {"sum": Sum, "product": Product, "none": Plain}
@@ -82,12 +83,17 @@ class Residual(nn.Module):
 
 def make_merge(merge: Merge, channels: int | None = None) -> Callable[[Tensor, Tensor], Tensor]:
     """The merge of this name; ``channels`` are what ``highway`` needs to know. Callables pass through."""
+    check_merge(merge)
     if callable(merge):
         return merge
     if merge == "highway":
         if channels is None:
             raise ResvaeError("merge: highway needs the number of channels here; give Highway(channels)")
         return Highway(channels)
-    if merge not in MERGES:
-        raise ResvaeError(f"merge: {merge!r} is not allowed; sum, product, none, highway or a callable")
     return MERGES[merge]()
+
+
+def check_merge(merge: Merge) -> None:
+    """``ResvaeError`` for a merge that is neither a known name nor callable."""
+    if not callable(merge) and merge not in get_args(MergeName):
+        raise ResvaeError(f"merge: {merge!r} is not allowed; {', '.join(get_args(MergeName))} or a callable")

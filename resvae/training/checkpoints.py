@@ -38,10 +38,9 @@ class InterruptedCheckpoint(OnExceptionCheckpoint):
 
     def __init__(self, dirpath: str | Path):
         super().__init__(str(dirpath), "interrupted")
-        self.saved: Path | None = None
 
     def on_exception(self, trainer: Any, *_: Any, **__: Any) -> None:
         """Save, once training has begun; before that there is nothing to lose."""
         if trainer.global_step > 0:
             super().on_exception(trainer)
-            self.saved = Path(self.ckpt_path)
+            print(f"interrupted: wrote {self.ckpt_path}; --ckpt_path {self.ckpt_path} goes on from there", flush=True)

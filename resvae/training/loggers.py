@@ -2,9 +2,11 @@
 
 import csv
 import importlib.util
+import netrc
 import os
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
@@ -79,10 +81,19 @@ def make_loggers(folder: Path, tracker: Tracker) -> list[Logger]:
 
 
 def _wandb(folder: Path) -> Logger:
-    import wandb
     from pytorch_lightning.loggers import WandbLogger
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    folder.mkdir(parents=True, exist_ok=True)
-    online = os.environ.get("WANDB_MODE") == "online" or bool(wandb.Api and wandb.api.api_key)
-    return WandbLogger(name=folder.name, save_dir=str(folder), project="resvae", offline=not online)
+    offline = "WANDB_MODE" not in os.environ and not _logged_in()
+    return WandbLogger(name=folder.name, save_dir=str(folder), project="resvae", offline=offline)
+
+
+def _logged_in() -> bool:
+    """Whether W&B has a key in the environment or in .netrc; W&B's own answer changes from version to version."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -142,15 +142,19 @@ class LitVAE(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model's checkpoint; take over the guard's statistics and the random states."""
+        self.refuse_other(checkpoint)
+        if "guard" in checkpoint:
+            self.guard = GradientGuard(**checkpoint["guard"])
+        self._rng = checkpoint.get("rng")
+
+    def refuse_other(self, checkpoint: dict[str, Any]) -> None:
+        """Raise ``ResvaeError`` where the checkpoint holds another model than this one."""
         here = describe(self.vae) if type(self.vae).__name__ in MODELS else None
         there = checkpoint.get("resvae")
         if here is not None and here != there:
             raise ResvaeError(
                 f"checkpoint: it holds {_brief(there, here)}, but this run's model is {_brief(here, there)}"
             )
-        if "guard" in checkpoint:
-            self.guard = GradientGuard(**checkpoint["guard"])
-        self._rng = checkpoint.get("rng")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """After a resume, draw on from where the checkpoint left: nothing before the first step may spend noise."""

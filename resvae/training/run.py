@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError
@@ -24,6 +25,7 @@ from resvae.training.summary import Summary
 
 # What Lightning says of every run, and what no user of ours can act on.
 CHATTER = (
+    ".*LightningCLI's args parameter.*",  # the arguments do come from the command line, by way of `main`
     ".*does not have many workers.*",  # sets in memory need none
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
     ".*was called without a model.*",  # an OnExceptionCheckpoint makes Lightning look for its file
@@ -83,8 +85,6 @@ class RunCLI(LightningCLI):
             raise ResvaeError(f"checkpoint: {config.ckpt_path} was not written by fit; it cannot be resumed")
         elif Path(config.ckpt_path).parent.parent.resolve() != self.folder.resolve():
             self.folder = _free(self.folder)  # another run's checkpoint starts a run of its own
-        else:
-            drop_rows_after(self.folder / "metrics.csv", self.resumed["global_step"])
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with the run's loggers, checkpoints and progress."""
@@ -110,6 +110,21 @@ class RunCLI(LightningCLI):
                 ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
             ]
         return trainer
+
+    def before_fit(self) -> None:
+        """Refuse what does not fit together while nothing is written yet; then make the run's folder."""
+        data, model = self.datamodule, self.model
+        if data.image_shape != model.vae.image_shape:
+            raise ResvaeError(
+                f"model.vae.image_shape: {model.vae.image_shape} is not allowed; the images are {data.image_shape}"
+            )
+        if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+            model.schedule.at(math.inf)
+        if self.resumed is not None:
+            model.refuse_other(self.resumed)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.resumed is not None:
+            drop_rows_after(self.folder / "metrics.csv", self.resumed["global_step"])
 
     def after_fit(self) -> None:
         """Tell how it ended and what was written."""
@@ -147,12 +162,11 @@ def run(arguments: list[str]) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")
-    # LightningCLI reads the arguments from here, and warns where they are given to it in another way.
-    sys.argv = ["resvae", verb, *rest]
     RunCLI(
         LitVAE,
         ImageDataModule,
         seed_everything_default=0,
+        save_config_callback=SaveConfigCallback if verb == "fit" else None,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={
             "max_epochs": 1000,
@@ -164,6 +178,7 @@ def run(arguments: list[str]) -> None:
         },
         parser_kwargs={"default_env": True, "env_prefix": "RESVAE", "exit_on_error": False},
         auto_configure_optimizers=False,
+        args=[verb, *rest],
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from resvae.training.callbacks import Throughput
 
@@ -99,11 +100,14 @@ def _throughput(trainer: pl.Trainer) -> Throughput:
 def _reason(trainer: pl.Trainer) -> str:
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     for callback in callbacks:
-        if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
+        if not isinstance(callback, EarlyStopping) or callback.stopping_reason_message is None:
+            continue
+        if callback.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
             return (
                 f"early stopping: {callback.monitor} did not improve by more than {abs(callback.min_delta):g} "
                 f"for {callback.patience} epochs"
             )
+        return f"early stopping: {callback.stopping_reason_message.removesuffix(' Signaling Trainer to stop.')}"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
         return f"all {trainer.max_epochs} epochs done"
     if 0 <= trainer.max_steps <= trainer.global_step:

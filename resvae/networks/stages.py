@@ -1,0 +1,81 @@
+"""Stages: what encoder and decoder have in common."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from resvae.errors import ResvaeError
+from resvae.networks.blocks import BlockConfig, ResidualBlock
+
+
+def make_stages(
+    in_channels: int,
+    blocks: Sequence[int],
+    widths: Sequence[int],
+    strides: Sequence[int],
+    config: BlockConfig,
+    *,
+    up: bool = False,
+    stem: bool = False,
+) -> nn.ModuleList:
+    """One ``nn.Sequential`` of residual blocks a stage; the first of each changes resolution and width.
+
+    Args:
+        in_channels: of the map that the first stage takes.
+        blocks, widths, strides: one number a stage.
+        config: what a block is made of.
+        up: whether the strides up-sample.
+        stem: whether the map comes straight from a convolution.
+    """
+    scale = config.scale(sum(blocks))
+    stages = nn.ModuleList()
+    for i, (num, channels, stride) in enumerate(zip(blocks, widths, strides, strict=True)):
+        stage = nn.Sequential()
+        for j in range(num):
+            stage.append(
+                ResidualBlock(
+                    in_channels,
+                    channels,
+                    stride=stride if j == 0 else 1,
+                    up=up,
+                    config=config,
+                    residual_scale=scale,
+                    first=stem and i == j == 0,
+                )
+            )
+            in_channels = channels
+        stages.append(stage)
+    return stages
+
+
+def final_layers(channels: int, config: BlockConfig) -> nn.Module:
+    """After the last addition of a pre-activation network, one normalisation and activation (He 2016, appendix)."""
+    if not config.pre_activation:
+        return nn.Identity()
+    return nn.Sequential(config.make_norm(channels), config.make_activation())
+
+
+def check_stages(name: str, **values: Sequence[int]) -> None:
+    """One positive number a stage in each tuple, or ``ResvaeError``."""
+    if len(set(map(len, values.values()))) != 1:
+        said = ", ".join(f"{field} {tuple(value)}" for field, value in values.items())
+        raise ResvaeError(f"{name}: {said} must have one number a stage each")
+    for field, value in values.items():
+        if not value or min(value) < 1:
+            raise ResvaeError(f"{name}: {field} {tuple(value)} is not allowed; each at least 1")
+
+
+def coarsest(name: str, image_shape: Sequence[int], total: int) -> tuple[int, int]:
+    """Height and width of the coarsest map of images ``(C, H, W)`` under a total stride that must divide both."""
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ResvaeError(f"{name}: image_shape {tuple(image_shape)} is not allowed; give (channels, height, width)")
+    _, height, width = image_shape
+    for size in (height, width):
+        if size % total:
+            below = size - size % total
+            nearest = f"{below} and {below + total}" if below else f"{total} and {2 * total}"
+            raise ResvaeError(
+                f"image size: {height}x{width} is not divisible by the {name}'s strides, {total} in all; "
+                f"the nearest to {size} are {nearest}"
+            )
+    return height // total, width // total

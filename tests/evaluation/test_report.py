@@ -1,0 +1,195 @@
+import json
+import math
+from dataclasses import asdict, fields
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from resvae.errors import ResvaeError
+from resvae.evaluation import Report, evaluate
+from resvae.models import VAE
+
+MEASURED = [f.name for f in fields(Report) if f.name not in ("seconds", "hardware", "torch")]
+
+
+def small(likelihood="discretized_logistic", shape=(3, 16, 16)):
+    torch.manual_seed(0)
+    vae = VAE((1, 1), 5, shape, (8, 16), (1, 2), likelihood=likelihood)
+    with torch.no_grad():  # two latents that the encoder hardly uses
+        vae.head.weight[:2] *= 0.001
+    return vae
+
+
+def images(num=7, shape=(3, 16, 16), seed=0):
+    coarse = torch.rand(num, shape[0], 4, 4, generator=torch.Generator().manual_seed(seed))
+    return (255 * F.interpolate(coarse, size=shape[1:], mode="bilinear")).round().to(torch.uint8)
+
+
+def measured(report):
+    return {name: getattr(report, name) for name in MEASURED}
+
+
+def close(a, b, rel=1e-5):
+    assert a == pytest.approx(b, rel=rel)
+
+
+def test_figures_are_averages_over_all_images():
+    vae, x = small().eval(), images()
+    report = evaluate(vae, x.split(4), num_samples=3, seed=11)
+    torch.manual_seed(11)
+    elbos, likelihoods, kls, bounds = [], [], [], []
+    for batch in x.split(4):  # of 4 and 3: an average of averages would differ
+        terms = vae.elbo(batch)
+        elbos.append(terms.elbo)
+        likelihoods.append(terms.log_likelihood)
+        kls.append(terms.kl)
+        bounds.append(vae.log_likelihood(batch, 3))
+        assert abs(terms.elbo.mean() - report.elbo) > 1e-3
+    close(report.elbo, torch.cat(elbos).mean().item())
+    close(report.log_likelihood, torch.cat(likelihoods).mean().item())
+    close(report.kl, torch.cat(kls).sum(1).mean().item())
+    close(report.importance_weighted, torch.cat(bounds).mean().item())
+    close(report.kl_levels, torch.cat(kls).mean(0).tolist())
+    close(report.elbo, report.log_likelihood - report.kl)
+    assert report.bits_per_dim is not None
+    close(report.bits_per_dim, -report.elbo / (768 * math.log(2)))
+    close(report.bits_per_dim_importance_weighted, -report.importance_weighted / (768 * math.log(2)))
+    assert report.loss_over_floor is None
+    assert (report.model, report.images, report.seed, report.num_samples, report.latents) == ("VAE", 7, 11, 3, 5)
+    assert report.parameters == sum(p.numel() for p in vae.parameters())
+    assert report.seconds > 0
+    assert report.torch == torch.__version__
+
+
+def test_psnr_and_ssim():
+    vae, x = small().eval(), images()
+    report = evaluate(vae, x.split(4))
+    y, unit = vae.reconstruct(x), x / 255
+    mse = (y - unit).square().mean((1, 2, 3))
+    close(report.psnr, (-10 * mse.log10()).mean().item())  # an image, then averaged
+    assert abs(report.psnr + 10 * mse.mean().log10().item()) > 1e-4
+    close(report.ssim, structural_similarity_index_measure(y, unit, data_range=1.0).item(), rel=1e-4)
+    close(report.ssim, ssim_by_hand(y.double(), unit.double()), rel=1e-3)
+
+
+def ssim_by_hand(a, b):
+    """Wang et al. 2004, eq. 13, a Gaussian window of deviation 1.5 over 11 x 11 pixels, inside the image."""
+    offsets = torch.arange(11, dtype=torch.float64) - 5
+    window = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    window = torch.outer(window, window) / window.sum() ** 2
+
+    def blur(x):
+        return F.conv2d(x.flatten(0, 1)[:, None], window[None, None])
+
+    ma, mb = blur(a), blur(b)
+    va, vb, cov = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
+    c1, c2 = 0.01**2, 0.03**2
+    return (((2 * ma * mb + c1) * (2 * cov + c2)) / ((ma**2 + mb**2 + c1) * (va + vb + c2))).mean().item()
+
+
+def test_active_units():
+    vae, x = small().eval(), images(20)
+    report = evaluate(vae, x.split(6))
+    variance = vae.posterior(x).mean.detach().numpy().var(0, ddof=1)
+    assert report.active_units == (variance > 0.01).sum() == 3
+
+
+def test_floor_for_real_valued_targets():
+    vae, x = small("bernoulli").eval(), images()
+    report = evaluate(vae, x.split(4))
+    p = x.double() / 255
+    floor = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)).sum((1, 2, 3)).mean().item()
+    assert report.loss_over_floor is not None
+    close(report.loss_over_floor, -report.elbo - floor)
+    assert report.loss_over_floor > 0
+    assert report.bits_per_dim is report.bits_per_dim_importance_weighted is None
+
+
+def test_a_density_has_neither_bits_nor_floor():
+    report = evaluate(small("gaussian_fixed"), [images()])
+    assert report.bits_per_dim is report.bits_per_dim_importance_weighted is report.loss_over_floor is None
+    assert "bits" not in report.table()
+
+
+def test_one_seed_one_report():
+    vae, batches = small(), images().split(4)
+    torch.manual_seed(1)
+    first = measured(evaluate(vae, batches, 2, seed=5))
+    torch.manual_seed(2)
+    assert measured(evaluate(vae, batches, 2, seed=5)) == first
+    other = measured(evaluate(vae, batches, 2, seed=6))
+    assert other["elbo"] != first["elbo"]
+    assert other["psnr"] == first["psnr"]  # reconstructions hold no noise
+
+
+def test_the_callers_random_stream_is_left_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    evaluate(small_without_seeding(), [images()], 2)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def small_without_seeding():
+    state = torch.get_rng_state()
+    vae = small()
+    torch.set_rng_state(state)
+    return vae
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(training):
+    vae = small("gaussian").train(training)  # whose running variance moves in training
+    before = {k: v.clone() for k, v in vae.state_dict().items()}
+    evaluate(vae, [images()])
+    assert all(module.training == training for module in vae.modules())
+    assert all(torch.equal(v, before[k]) for k, v in vae.state_dict().items())
+    assert all(p.grad is None for p in vae.parameters())
+
+
+def test_the_bound_tightens_with_k():
+    vae, x = small(), images(40)
+    one, many = (evaluate(vae, [x], k).importance_weighted for k in (1, 30))
+    assert many > one
+
+
+def test_floats_and_uint8_give_one_report():
+    x = images()
+    a, b = measured(evaluate(small(), [x])), measured(evaluate(small(), [x / 255]))
+    assert a == b
+
+
+def test_json_and_table():
+    report = evaluate(small(), [images()], num_samples=4)
+    read = json.loads(report.json())
+    assert read == asdict(report) | {"kl_levels": list(report.kl_levels)}
+    table = report.table().splitlines()
+    assert all(row.count("|") == table[0].count("|") == 3 for row in table if not row.startswith("|-"))
+    rows = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in table}
+    assert rows["ELBO, nats"] == f"{report.elbo:.2f}"
+    assert rows["KL, nats"] == f"{report.kl:.2f}"
+    assert rows["IW-4 bound, nats"] == f"{report.importance_weighted:.2f}"
+    assert rows["bits/dim (ELBO)"] == f"{report.bits_per_dim:.4f}"
+    assert rows["active units"] == f"{report.active_units} of 5"
+    assert rows["PSNR, dB"] == f"{report.psnr:.2f}"
+    assert "7 images" in table[0]
+
+
+def test_refusals():
+    vae = small().train()
+    with pytest.raises(ResvaeError, match="num_samples: 0"):
+        evaluate(vae, [images()], 0)
+    with pytest.raises(ResvaeError, match="none to evaluate"):
+        evaluate(vae, [])
+    with pytest.raises(ResvaeError, match="values"):
+        evaluate(vae, [torch.full((1, 3, 16, 16), torch.nan)])
+    assert vae.training  # put back even when something fails
+
+
+def test_8x8_images_have_a_report_too():
+    report = evaluate(small(shape=(1, 8, 8)), [images(5, (1, 8, 8))])
+    assert report.images == 5
+    assert math.isfinite(report.psnr)
+    assert -1 <= report.ssim <= 1

@@ -1,0 +1,131 @@
+import pytest
+import torch
+from torch import nn
+
+from resvae.errors import ResvaeError
+from resvae.networks import BlockConfig, ResNetDecoder, ResNetEncoder, cifar_blocks, imagenet_blocks, vae_blocks
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"),
+    [
+        (28, (1, 1, 1, 1)),
+        (40, (1, 2, 2, 1)),
+        (70, (2, 3, 4, 2)),
+        (100, (3, 4, 6, 3)),
+        (202, (3, 4, 23, 3)),
+        (304, (3, 8, 36, 3)),
+    ],
+)
+def test_published_depths_have_their_published_blocks(depth, blocks):
+    assert vae_blocks(depth) == blocks
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+@pytest.mark.parametrize("num_stages", [1, 3, 4, 5])
+def test_every_number_of_blocks_from_the_least_is_shared_out_whole(kind, num_stages):
+    for num in range(num_stages, 200):
+        blocks = vae_blocks(2 * {"bottleneck": 3, "basic": 2}[kind] * num + 4, num_stages, kind)
+        assert sum(blocks) == num
+        assert len(blocks) == num_stages
+        assert min(blocks) >= 1
+
+
+def test_four_stages_keep_he_s_proportions_within_one_block():
+    for num in set(range(6, 300)) - {33, 50}:
+        blocks = vae_blocks(6 * num + 4)
+        assert all(abs(b - num * p / 16) < 1 for b, p in zip(blocks, (3, 4, 6, 3), strict=True)), blocks
+
+
+def test_other_numbers_of_stages_are_equal_with_the_extra_blocks_late():
+    assert vae_blocks(6 * 11 + 4, num_stages=3) == (3, 4, 4)
+    assert vae_blocks(4 * 5 + 4, num_stages=2, kind="basic") == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind"), [(28, "bottleneck"), (70, "bottleneck"), (1000, "bottleneck"), (40, "basic")]
+)
+def test_depth_counts_the_weighted_layers_of_the_main_path(depth, kind):
+    blocks = vae_blocks(depth, kind=kind)
+    config = BlockConfig(kind=kind)
+    with torch.device("meta"):
+        encoder = ResNetEncoder(blocks=blocks, config=config)
+        decoder = ResNetDecoder(8, blocks=blocks[::-1], config=config)
+    weighted = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+    layers = [
+        name
+        for network in (encoder, decoder)
+        for name, module in network.named_modules()
+        if isinstance(module, weighted) and "shortcut" not in name
+    ]
+    latent_head = 1
+    assert len(layers) + latent_head == depth
+
+
+@pytest.mark.parametrize(
+    ("depth", "said"),
+    [(29, "28 and 34"), (33, "28 and 34"), (999, "994 and 1000"), (27, "28 and 34 .*basic"), (-5, "28")],
+)
+def test_a_depth_that_no_blocks_give_is_refused_with_the_two_nearest(depth, said):
+    with pytest.raises(ResvaeError, match=f"depth: {depth} .*{said}"):
+        vae_blocks(depth)
+
+
+def test_the_two_nearest_are_themselves_accepted():
+    assert [sum(vae_blocks(depth)) for depth in (28, 34, 994, 1000)] == [4, 5, 165, 166]
+    with pytest.raises(ResvaeError, match="20 and 24"):
+        vae_blocks(21, kind="basic")
+    assert vae_blocks(20, kind="basic") == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("blocks", [(1, 0, 1, 1), (1, 1, 1), (1, 1.5, 1, 1), (), "28", 28.0, None])
+def test_only_positive_blocks_one_a_stage_are_accepted(blocks):
+    with pytest.raises(ResvaeError, match=r"depth: .* is not allowed"):
+        vae_blocks(blocks)
+
+
+def test_blocks_are_accepted_wherever_a_depth_is():
+    assert vae_blocks([1, 5, 1, 2]) == (1, 5, 1, 2)
+    assert cifar_blocks((2, 2, 2)) == ("basic", (2, 2, 2))
+    assert imagenet_blocks((2, 2, 2, 2)) == ("bottleneck", (2, 2, 2, 2))
+
+
+def test_an_unknown_kind_or_no_stage_is_refused():
+    with pytest.raises(ResvaeError, match="kind: 'wide'"):
+        vae_blocks(28, kind="wide")
+    with pytest.raises(ResvaeError, match="num_stages: 0"):
+        vae_blocks(28, num_stages=0)
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "n"),
+    [
+        (8, "basic", 1),
+        (20, "basic", 3),
+        (110, "basic", 18),
+        (1202, "basic", 200),
+        (11, "bottleneck", 1),
+        (29, "bottleneck", 3),
+        (164, "bottleneck", 18),
+        (1001, "bottleneck", 111),
+    ],
+)
+def test_cifar_depths(depth, kind, n):
+    assert cifar_blocks(depth) == (kind, (n, n, n))
+
+
+@pytest.mark.parametrize(
+    ("depth", "said"), [(21, "20 and 26"), (0, "8 and 11"), (10**12, "999999999998 and 1000000000001")]
+)
+def test_other_cifar_depths_are_refused_with_the_two_nearest(depth, said):
+    with pytest.raises(ResvaeError, match=said):
+        cifar_blocks(depth)
+
+
+def test_imagenet_depths():
+    # He 2015, table 1: two convolutions a basic block, three a bottleneck, the stem and the classifier
+    for depth in (18, 34, 50, 101, 152):
+        kind, blocks = imagenet_blocks(depth)
+        assert {"basic": 2, "bottleneck": 3}[kind] * sum(blocks) + 2 == depth
+    with pytest.raises(ResvaeError, match="34 and 50"):
+        imagenet_blocks(49)

@@ -1,0 +1,373 @@
+import errno
+import json
+import os
+import pickle
+import resource
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from resvae.errors import ResvaeError
+from resvae.models import VAE, ReferenceVAE, ResNetClassifier, reference
+from resvae.networks import BlockConfig
+from resvae.storage import best_checkpoint, build, describe, load, read_checkpoint, save, write_atomically
+from resvae.training.checkpoints import AtomicCheckpointIO
+
+
+def small(seed=0, **arguments):
+    torch.manual_seed(seed)
+    shape = {"depth": (1, 1), "latent_dim": 4, "image_shape": (3, 8, 8), "widths": (8, 16), "strides": (1, 2)}
+    return VAE(**shape | arguments)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+def write_checkpoint(path, vae, description=None):
+    """What ``LitVAE`` saves, as far as ``load`` reads it."""
+    state = {f"vae.{k}": v for k, v in vae.state_dict().items()} | {"other.weight": torch.zeros(2)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"resvae": description or describe(vae), "state_dict": state, "epoch": 3}, path)
+    return path
+
+
+def refused(source, *said):
+    with pytest.raises(ResvaeError) as caught:
+        load(source)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in said:
+        assert part in message
+    return message
+
+
+class Code:
+    """Makes the file ``marker`` when unpickled by anything that runs code."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@contextmanager
+def full_disk(room=2000):
+    """Every file may grow to ``room`` bytes: a real failure in the middle of a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def no_space(path):
+    Path(path).write_bytes(b"half of it")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+# Folders
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"likelihood": "gaussian"},
+        {"depth": 40, "widths": (4, 4, 8, 8), "strides": (1, 2, 2, 1), "likelihood": "bernoulli"},
+        {"block": BlockConfig(kind="basic", norm="batch", merge="highway", upsample="nearest", residual_scale=0.5)},
+    ],
+)
+def test_save_and_load(arguments, tmp_path):
+    vae = small(**arguments)
+    x = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    vae.elbo(x)  # running statistics of their own
+    assert save(vae, tmp_path / "a" / "model") == tmp_path / "a" / "model"
+    twin = load(tmp_path / "a" / "model")
+    assert type(twin) is VAE
+    assert not twin.training
+    assert same(vae, twin)
+    assert twin.arguments == vae.arguments
+    assert torch.equal(vae.eval().reconstruct(x), twin.reconstruct(x))
+    assert sorted(p.name for p in (tmp_path / "a" / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_the_other_models_are_saved_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "WIDTHS", (4, 4, 8, 8))
+    vae = ReferenceVAE(28, latent_dim=3, intermediate_dim=16, compat=True)
+    twin = load(save(vae, tmp_path / "reference"))
+    assert twin.compat
+    assert same(vae, twin)
+    classifier = ResNetClassifier(depth=14, num_classes=4, image_shape=(1, 8, 8))
+    assert same(classifier, load(save(classifier, tmp_path / "classifier")))
+
+
+def test_the_folder_is_plain_json_and_safetensors(tmp_path):
+    vae = small()
+    save(vae, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model"] == "VAE"
+    assert config["arguments"]["widths"] == [8, 16]
+    assert config["arguments"]["block"]["kind"] == "bottleneck"
+    assert (tmp_path / "config.json").stat().st_mode & 0o777 == 0o644  # to be shared
+
+
+def test_describe_and_build():
+    vae = small(3, block=BlockConfig(kind="basic"))
+    twin = build(json.loads(json.dumps(describe(vae))))
+    assert twin.arguments == vae.arguments
+    assert {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in vae.state_dict().items()}
+
+
+def test_saving_again_replaces(tmp_path):
+    save(small(0), tmp_path)
+    save(small(1), tmp_path)
+    assert same(load(tmp_path), small(1))
+
+
+def test_channels_last_weights_are_saved(tmp_path):
+    vae = small().to(memory_format=torch.channels_last)
+    assert same(vae, load(save(vae, tmp_path)))
+
+
+def test_what_json_or_a_folder_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(ResvaeError, match="JSON"):
+        save(small(block=BlockConfig(merge=torch.add)), tmp_path / "a")
+    with pytest.raises(ResvaeError, match="Linear"):
+        save(nn.Linear(2, 2), tmp_path / "a")
+    with pytest.raises(ResvaeError, match="encoder"):
+        save(ResNetClassifier(encoder=small().encoder), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+# Checkpoints and run folders
+
+
+def test_load_a_checkpoint(tmp_path):
+    vae = small()
+    path = write_checkpoint(tmp_path / "some.ckpt", vae)
+    for source in (path, str(path)):
+        twin = load(source)
+        assert same(vae, twin)
+        assert not twin.training
+
+
+def test_load_a_run_takes_the_best_else_the_last(tmp_path):
+    write_checkpoint(tmp_path / "checkpoints" / "last.ckpt", small(1))
+    assert same(load(tmp_path), small(1))
+    write_checkpoint(tmp_path / "checkpoints" / "best.ckpt", small(2))
+    assert same(load(tmp_path), small(2))
+    assert best_checkpoint(tmp_path).name == "best.ckpt"
+
+
+def test_nothing_there(tmp_path):
+    refused(tmp_path / "none", "none", "shipped")
+    refused(tmp_path / "none.ckpt", "none.ckpt")
+    refused(tmp_path, str(tmp_path), "best.ckpt")
+    with pytest.raises(ResvaeError, match="does not exist"):
+        read_checkpoint(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 100, 0.5, 0.99])
+def test_truncated_checkpoint(kept, tmp_path):
+    path = write_checkpoint(tmp_path / "cut.ckpt", small())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    assert "code" not in refused(path, "cut.ckpt", "damaged")
+
+
+@pytest.mark.parametrize("style", ["zip", "legacy", "pickle", "nested", "protocol 4"])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(style, tmp_path):
+    path, marker = tmp_path / "evil.ckpt", tmp_path / "ran"
+    match style:
+        case "zip":
+            torch.save({"resvae": Code(marker), "state_dict": {}}, path)
+        case "legacy":
+            torch.save({"state_dict": Code(marker)}, path, _use_new_zipfile_serialization=False)
+        case "pickle":
+            path.write_bytes(pickle.dumps(Code(marker), protocol=2))
+        case "protocol 4":
+            path.write_bytes(pickle.dumps(Code(marker), protocol=4))
+        case "nested":
+            description = describe(small())
+            torch.save({"resvae": description, "state_dict": {"vae.head.weight": [Code(marker)]}}, path)
+    refused(path, "evil.ckpt", "refused" if style != "protocol 4" else "")
+    with pytest.raises(ResvaeError, match=r"evil\.ckpt"):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=False)  # whatever it is asked for
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Code(marker)))  # the bait is sound
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello, no checkpoint\n", b"garbage", b"\x89PNG\r\n\x1a\n" + bytes(range(256)), b"PK\x03\x04 no zip"]
+)
+def test_files_that_are_no_checkpoints(content, tmp_path):
+    path = tmp_path / "some.ckpt"
+    path.write_bytes(content)
+    assert "code" not in refused(path, "some.ckpt", "damaged")
+
+
+def test_foreign_checkpoints(tmp_path):
+    path = tmp_path / "foreign.ckpt"
+    for content in ({"state_dict": {"a": torch.zeros(2)}, "epoch": 1}, {"resvae": describe(small())}):
+        torch.save(content, path)
+        refused(path, "foreign.ckpt", "not written by resvae")
+    torch.save([torch.zeros(2)], path)
+    refused(path, "foreign.ckpt", "list")
+    for description in (
+        {"model": "GAN", "arguments": {}},
+        "VAE",
+        {"model": ["VAE"], "arguments": {}},
+        {"model": "VAE"},
+    ):
+        write_checkpoint(path, small(), description)
+        refused(path, "foreign.ckpt", "VAE, ReferenceVAE")
+    write_checkpoint(path, small(), {"model": "VAE", "arguments": {"height": 3}})
+    refused(path, "foreign.ckpt", "height")
+    write_checkpoint(path, small(), {"model": "VAE", "arguments": {"depth": 29}})
+    refused(path, "29")
+
+
+def test_weights_of_another_model(tmp_path):
+    path = write_checkpoint(tmp_path / "other.ckpt", small(), describe(small(latent_dim=8)))
+    refused(path, "other.ckpt", "do not fit", "VAE")
+    (tmp_path / "a").mkdir()
+    save(small(), tmp_path / "a")
+    save(small(likelihood="bernoulli"), tmp_path / "b")
+    (tmp_path / "b" / "config.json").replace(tmp_path / "a" / "config.json")
+    refused(tmp_path / "a", "do not fit")
+
+
+# Damaged folders
+
+
+@pytest.mark.parametrize("content", [b"no JSON", b"", b'{"model": "VAE", "argum', b"\xff\xfe\x00"])
+def test_config_that_is_not_json(content, tmp_path):
+    save(small(), tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    refused(tmp_path, "config.json", "not JSON")
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "null", '{"model": "GAN", "arguments": {}}', '{"model": "VAE"}'])
+def test_config_that_tells_no_model(content, tmp_path):
+    save(small(), tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    refused(tmp_path, "config.json", "not known")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 0.5, 0.99])
+def test_truncated_weights(kept, tmp_path):
+    save(small(), tmp_path)
+    data = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    refused(tmp_path, "model.safetensors", "damaged")
+
+
+def test_missing_weights(tmp_path):
+    save(small(), tmp_path)
+    refused(tmp_path / "model.safetensors", "give its folder")
+    (tmp_path / "model.safetensors").unlink()
+    refused(tmp_path, "lacks", "model.safetensors")
+
+
+def test_the_hub_needs_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused("hf://someone/something", "hf://someone/something", "pip install huggingface_hub")
+
+
+# Writing
+
+
+def test_write_atomically(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, lambda temporary: temporary.write_text("one"))
+    write_atomically(path, lambda temporary: temporary.write_text("two"))
+    assert path.read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write(temporary):
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent  # one filesystem, so that replacing is one step
+
+    write_atomically(path, write)
+    assert path.read_text() == "half"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), RuntimeError()]
+)
+def test_a_failed_write_keeps_the_old_file(error, tmp_path):
+    path = tmp_path / "file"
+
+    def write(temporary):
+        temporary.write_text("half")
+        raise error
+
+    for old in (None, "old"):
+        if old:
+            path.write_text(old)
+        with pytest.raises(type(error)):
+            write_atomically(path, write)
+        assert [p.read_text() for p in tmp_path.iterdir()] == ([old] if old else [])
+
+
+def test_a_full_disk_keeps_the_saved_model(tmp_path):
+    save(small(0), tmp_path)
+    with full_disk(), pytest.raises(ResvaeError, match="could not be written"):
+        save(small(1), tmp_path)
+    assert same(load(tmp_path), small(0))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("failure", ["no space", "full disk"])
+def test_checkpoints_survive_a_full_disk(failure, tmp_path, monkeypatch):
+    io, path = AtomicCheckpointIO(), tmp_path / "checkpoints" / "last.ckpt"
+    io.save_checkpoint({"a": torch.arange(3), "epoch": 1}, path)
+    new = {"a": torch.zeros(10_000), "epoch": 2}
+    if failure == "no space":
+        monkeypatch.setattr(torch, "save", lambda _, file: no_space(file))
+        with pytest.raises(ResvaeError, match=r"last\.ckpt could not be written .*No space left.*kept") as caught:
+            io.save_checkpoint(new, path)
+    else:
+        with full_disk(), pytest.raises(ResvaeError, match=r"last\.ckpt could not be written.*kept") as caught:
+            io.save_checkpoint(new, path)
+    assert "\n" not in str(caught.value)
+    checkpoint = io.load_checkpoint(path)
+    assert checkpoint["epoch"] == 1
+    assert torch.equal(checkpoint["a"], torch.arange(3))
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_first_checkpoint_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", lambda _, file: no_space(file))
+    with pytest.raises(ResvaeError, match="could not be written") as caught:
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
+    assert "kept" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoint_io_round_trip(tmp_path):
+    io, path = AtomicCheckpointIO(), tmp_path / "deep" / "er" / "a.ckpt"
+    checkpoint = {"state_dict": {"w": torch.randn(3)}, "rng": torch.get_rng_state(), "hyper": {"lr": 1e-3, "b": (1, 2)}}
+    io.save_checkpoint(checkpoint, str(path))
+    back = io.load_checkpoint(str(path))
+    assert torch.equal(back["state_dict"]["w"], checkpoint["state_dict"]["w"])
+    assert torch.equal(back["rng"], checkpoint["rng"])
+    assert back["hyper"] == checkpoint["hyper"]
+    with pytest.raises(ResvaeError, match="does not exist"):
+        io.load_checkpoint(tmp_path / "none.ckpt")

@@ -1,0 +1,265 @@
+"""One training step and what surrounds it: skipping, clipping, weights of the KL, noise, the running average."""
+
+import copy
+import json
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from torch import nn
+from torch.optim import SGD, AdamW
+
+from resvae.data import ImageDataModule
+from resvae.errors import ResvaeError
+from resvae.models import VAE
+from resvae.probability import KlSchedule, weighted_elbo
+from resvae.training.module import LitVAE
+from resvae.training.schedule import Schedule
+from resvae.training.summary import Summary
+
+CONSTANT = Schedule("constant", warmup_steps=0)
+pytestmark = pytest.mark.filterwarnings("ignore::resvae.training.guard.GradientWarning", "ignore:.*many workers.*")
+
+
+def tiny(**options) -> LitVAE:
+    torch.manual_seed(0)
+    vae = VAE(depth=(1, 1), latent_dim=4, image_shape=(1, 8, 8), widths=(8, 8), strides=(1, 2))
+    return LitVAE(vae, **{"precision": "fp32", "schedule": CONSTANT, **options})
+
+
+def digits(batch_size: int = 32, limit: int = 96) -> ImageDataModule:
+    return ImageDataModule("digits", batch_size=batch_size, validation=50, limit=limit)
+
+
+def fit(model: LitVAE, *callbacks: Callback, data: ImageDataModule | None = None, **options) -> pl.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    options = {"max_epochs": 1, "num_sanity_val_steps": 0, **options}
+    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=list(callbacks), **quiet, **options)
+    trainer.fit(model, data or digits())
+    return trainer
+
+
+def state(model: LitVAE) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.vae.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Spoil(Callback):
+    """Multiplies the gradients of one update; notes weights and optimiser around each."""
+
+    def __init__(self, step: int, factor: float):
+        self.step, self.factor = step, factor
+        self.weights, self.optimizers = [], []
+
+    def on_after_backward(self, trainer, pl_module):
+        if len(self.weights) == self.step:
+            for parameter in pl_module.parameters():
+                parameter.grad *= self.factor
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.weights.append(state(pl_module))
+        self.optimizers.append(copy.deepcopy(trainer.optimizers[0].state_dict()["state"]))
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_skipped_update_leaves_weights_and_optimizer_as_they_were(factor):
+    model, spoil = tiny(ema_decay=0), Spoil(2, factor)
+    trainer = fit(model, spoil, max_epochs=2)
+    before, after, later = spoil.weights[1:4]
+    assert same(before, after)
+    assert not same(after, later)  # and training goes on
+    for parameter, values in spoil.optimizers[1].items():
+        assert all(torch.equal(value, spoil.optimizers[2][parameter][key]) for key, value in values.items())
+    assert not torch.equal(spoil.optimizers[2][0]["step"], spoil.optimizers[3][0]["step"])
+    assert model.guard.skipped == 1
+    assert trainer.callback_metrics["train/skipped_updates"] == 1
+    assert trainer.callback_metrics["train/grad_norm"].isfinite()
+
+
+def test_a_batch_of_nan_does_not_poison_the_weights():
+    class Nan(LitVAE):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss * math.nan if batch_idx == 1 else loss
+
+    model = tiny()
+    model.__class__ = Nan
+    trainer = fit(model)
+    assert model.guard.skipped == 1
+    assert all(value.isfinite().all() for value in model.vae.state_dict().values())
+    assert trainer.callback_metrics["val/loss"].isfinite()
+
+
+def test_an_explosion_is_skipped_in_training():
+    model = tiny(ema_decay=0)
+    model.guard.__dict__.update(mean=math.log(50.0), variance=0.01, seen=500)
+    spoil = Spoil(2, 1e6)
+    fit(model, spoil)
+    assert same(spoil.weights[1], spoil.weights[2])
+    assert model.guard.skipped == 1
+
+
+@pytest.mark.parametrize(("clip_norm", "expected"), [(0.5, 0.5), (1e9, None)])
+def test_the_gradient_is_clipped_to_its_norm(clip_norm, expected):
+    # plain descent with rate 1 moves the weights by exactly the gradient
+    model = tiny(ema_decay=0, clip_norm=clip_norm, optimizer=lambda p: SGD(p, lr=1.0))
+    before = state(model)
+    trainer = fit(model, max_steps=1)
+    moved = math.sqrt(sum((after - before[name]).square().sum() for name, after in state(model).items()))
+    norm = trainer.callback_metrics["train/grad_norm"].item()  # as it was before the clipping
+    assert norm > 1
+    assert moved == pytest.approx(expected or norm, rel=1e-3)
+
+
+def test_kl_weight_and_free_bits_count_in_training_only():
+    batch = digits().images("train")[:16]
+    plain, weighted = tiny(), tiny(kl=KlSchedule(0.25, 0.25, 10), free_bits=50.0)
+    losses, logged = [], []
+    for model in (plain, weighted):
+        values: dict[str, torch.Tensor] = {}
+        model.log_dict = lambda figures, values=values, **_: values.update(figures)
+        model.log = lambda name, value, **_: None
+        torch.manual_seed(1)
+        losses.append(model.training_step((batch, None), 0).item())
+        model.validation_step((batch, None), 0)
+        model.test_step((batch, None), 0)
+        logged.append({name: value.item() for name, value in values.items()})
+    torch.manual_seed(1)
+    terms = weighted.vae.elbo(batch)
+    assert terms.kl.mean() < 50
+    assert losses[0] == pytest.approx(-terms.elbo.mean().item())
+    assert losses[1] == pytest.approx(-weighted_elbo(terms, 0.25, 50.0).mean().item())
+    assert losses[1] == pytest.approx(-terms.log_likelihood.mean().item() + 12.5)
+    assert logged[0] == logged[1]  # what is logged is the true objective, in training too
+    assert logged[1]["train/loss"] == pytest.approx(losses[0])
+    assert logged[1]["val/loss"] == -logged[1]["val/elbo"]
+
+
+def test_the_kl_weight_warms_up_over_the_updates():
+    seen = []
+
+    class Watch(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append(trainer.callback_metrics["train/kl_weight"].item())
+
+    fit(tiny(kl=KlSchedule(0.0, 1.0, 6)), Watch(), max_epochs=3)  # 3 updates an epoch
+    assert seen == pytest.approx([1 / 6, 4 / 6, 1.0])
+
+
+def test_validation_draws_the_same_noise_each_time_and_leaves_the_global_stream_alone():
+    model, trainer = tiny(), pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    data = digits()
+    before = torch.get_rng_state()
+    first = trainer.validate(model, data, verbose=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(12345)
+    assert trainer.validate(model, data, verbose=False) == first
+    # another batch has other noise: the same images as first and as second batch give other figures
+    x, figures = data.images("val"), []
+    model.log_dict = lambda values, **_: figures.append(values["val/elbo"].item())
+    model.validation_step((x, None), 0)
+    model.validation_step((x, None), 1)
+    assert figures[0] != figures[1]
+
+
+def test_how_often_one_validates_does_not_change_training():
+    often, seldom = tiny(ema_decay=0), tiny(ema_decay=0)
+    for model, every in ((often, 1), (seldom, 3)):
+        pl.seed_everything(0, verbose=False)
+        fit(model, max_epochs=3, check_val_every_n_epoch=every)
+    assert same(state(often), state(seldom))
+
+
+def test_the_average_is_the_one_computed_by_hand_with_its_warm_up():
+    class Follow(Callback):
+        """The recursion written out; and what validation sees."""
+
+        def __init__(self):
+            self.n, self.average, self.current, self.validated = 0, {}, {}, None
+
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            self.current = state(pl_module)
+            if self.n == 0:  # the first update starts the average
+                self.average = copy.deepcopy(self.current)
+            else:
+                decay = min(0.6, (1 + self.n) / (10 + self.n))
+                for name, value in self.current.items():
+                    self.average[name] = decay * self.average[name] + (1 - decay) * value
+            self.n += 1
+
+        def on_validation_batch_end(self, trainer, pl_module, *_):
+            self.validated = state(pl_module)
+
+    follow, model = Follow(), tiny(ema_decay=0.6)  # the warm-up reaches .6 at the 13th update
+    fit(model, follow, max_epochs=6)
+    assert follow.n == 18
+    final = state(model)  # after training the model holds the average
+    for name, value in follow.average.items():
+        torch.testing.assert_close(final[name], value, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(follow.validated[name], value, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(final["head.weight"], follow.current["head.weight"], atol=1e-5)
+
+
+def test_a_run_that_cannot_improve_ends_after_its_patience_and_says_so(tmp_path, capsys):
+    stopping = EarlyStopping("val/loss", min_delta=0.1, patience=3)
+    model, summary = tiny(ema_decay=0, optimizer=lambda p: AdamW(p, lr=0.0)), Summary(tmp_path)
+    trainer = fit(model, stopping, summary, max_epochs=50)
+    assert trainer.current_epoch == 4  # the first, and three without progress
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["ended"] == "early stopping: val/loss did not improve by more than 0.1 for 3 epochs"
+    assert written["epochs"] == 4
+    assert written["epoch"] == 1
+    assert written["ended"] in summary.text()
+    assert "epoch    4 |" in capsys.readouterr().out
+
+
+def test_a_run_whose_validation_is_not_finite_says_that(tmp_path):
+    class Broken(LitVAE):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", math.nan, batch_size=1)
+
+    model = tiny(ema_decay=0)
+    model.__class__ = Broken
+    fit(model, EarlyStopping("val/loss", patience=3), Summary(tmp_path), max_epochs=5)
+    ended = json.loads((tmp_path / "summary.json").read_text())["ended"]
+    assert ended.startswith("early stopping: Monitored metric val/loss = nan is not finite")
+
+
+def test_a_run_that_goes_through_says_that(tmp_path):
+    fit(tiny(), EarlyStopping("val/loss", patience=50), Summary(tmp_path), max_epochs=2)
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["ended"] == "all 2 epochs done"
+    assert written["steps"] == 6
+    assert written["parameters"] == sum(p.numel() for p in tiny().parameters())
+
+
+def test_plateau_halves_the_rate_when_validation_stalls():
+    plateau = Schedule("plateau", warmup_steps=0, patience=1, min_lr=0.0)
+    model = tiny(ema_decay=0, schedule=plateau, optimizer=lambda p: SGD(p, lr=1e-30))
+    trainer = fit(model, max_epochs=3)  # the first epoch is the best; the third is the second without progress
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(5e-31)
+
+
+def test_a_bad_value_is_refused_by_name():
+    for options, message in (
+        ({"ema_decay": 1.0}, r"ema_decay: 1\.0"),
+        ({"clip_norm": 0.0}, r"clip_norm: 0\.0"),
+        ({"free_bits": -1.0}, r"free_bits: -1\.0"),
+    ):
+        with pytest.raises(ResvaeError, match=message):
+            tiny(**options)
+
+
+def test_bf16_keeps_likelihood_and_weights_in_float32():
+    model = tiny(precision="bf16")
+    dtypes = []
+    model.vae.decoder.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    terms = model._terms(digits().images("train")[:4], model.vae.elbo)
+    assert dtypes == [torch.bfloat16]
+    assert terms.log_likelihood.dtype == terms.kl.dtype == torch.float32
+    assert {p.dtype for p in model.parameters() if isinstance(p, nn.Parameter)} == {torch.float32}
