@@ -38,7 +38,7 @@ def build(description: dict[str, Any], where: str = "description") -> nn.Module:
     """A new model from what ``describe`` returned; ``where`` names its source in error messages."""
     match description:
         case {"model": str(name), "arguments": dict(given)} if name in MODELS:
-            arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+            arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         case _:
             name = description.get("model") if isinstance(description, dict) else description
             raise ResvaeError(f"{where}: model {name!r} is not known; one of {', '.join(MODELS)}")

@@ -143,7 +143,9 @@ class ImageDataModule(pl.LightningDataModule):
         """Shuffled and augmented; in a run that is resumed in the middle of an epoch, what is left of it."""
         self.setup()
         dataset = ImageDataset(self._sets["train"], self.crop_padding, self.flip, self.seed)
-        return train_loader(dataset, self.batch_size, self.num_workers, start=self._batches_done() * self.batch_size)
+        return train_loader(
+            dataset, self.batch_size, self.num_workers, start=lambda: self._batches_done() * self.batch_size
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """In order, every image."""
@@ -158,13 +160,10 @@ class ImageDataModule(pl.LightningDataModule):
         return evaluation_loader(ImageDataset(self._sets[split]), self.eval_batch_size, self.num_workers)
 
     def _batches_done(self) -> int:
-        """Batches of the present epoch that were trained on before the checkpoint that Lightning has just restored."""
+        """Batches of the present epoch that were trained on before the checkpoint that Lightning has restored."""
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        current: Any = progress.current
-        done = current.processed  # unlike `ready`, not yet counted where the step itself was interrupted
-        return 0 if progress.is_last_batch and done == current.ready else done
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def _num_validation(self, total: int) -> int:
         num = self.validation * total if isinstance(self.validation, float) else self.validation

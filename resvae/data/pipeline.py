@@ -1,6 +1,6 @@
 """From a tensor of images to batches: gathered and augmented whole, in an order that only seed and epoch decide."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,11 @@ def random_crop(x: np.ndarray, padding: int, rng: np.random.Generator) -> np.nda
 class EpochSampler(DistributedSampler[int]):
     """A new order each epoch, from the seed and the epoch alone; shared out under ``torch.distributed``.
 
-    ``start`` images are passed over once, so that a run can go on in the middle of an epoch.
+    The first ``start()`` images are passed over, so that a run can go on in the middle of an epoch. It is asked when
+    an epoch begins: Lightning may want the loader, for its length, before it has restored the position.
     """
 
-    def __init__(self, dataset: ImageDataset, start: int = 0):
+    def __init__(self, dataset: ImageDataset, start: Callable[[], int] = int):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         replicas = torch.distributed.get_world_size() if distributed else 1
         rank = torch.distributed.get_rank() if distributed else 0
@@ -77,8 +78,7 @@ class EpochSampler(DistributedSampler[int]):
         self.start = start
 
     def __iter__(self) -> Iterator[int]:
-        start, self.start = self.start, 0
-        return iter(list(super().__iter__())[start:])
+        return iter(list(super().__iter__())[self.start() :])
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this at the start of each epoch."""
@@ -105,8 +105,10 @@ class TrainLoader(DataLoader[Any]):
         """Nothing."""
 
 
-def train_loader(dataset: ImageDataset, batch_size: int, num_workers: int = 0, start: int = 0) -> TrainLoader:
-    """Shuffled batches, the last of an epoch perhaps smaller; the first ``start`` images are passed over once."""
+def train_loader(
+    dataset: ImageDataset, batch_size: int, num_workers: int = 0, start: Callable[[], int] = int
+) -> TrainLoader:
+    """Shuffled batches, the last of an epoch perhaps smaller; the first ``start()`` images are passed over."""
     sampler = EpochSampler(dataset, start)
     return TrainLoader(dataset, batch_size, sampler=sampler, **_options(num_workers))
 

@@ -92,24 +92,26 @@ def evaluate(vae: ImageVAE, batches: Iterable[Tensor], num_samples: int = 1, see
     active = ActiveUnits()
     elbos, likelihoods, kls, bounds, floors = [], [], [], [], []
     discrete = False
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for batch in batches:
-            x = batch.to(device)
-            terms = vae.elbo(x)
-            elbos.append(terms.elbo)
-            likelihoods.append(terms.log_likelihood)
-            kls.append(terms.kl)
-            bounds.append(vae.log_likelihood(x, num_samples))
-            discrete = terms.discrete
-            if terms.floor is not None:
-                floors.append(terms.floor)
-            reconstruction = vae.reconstruct(x)
-            unit = x.float() / (255 if x.dtype == torch.uint8 else 1)
-            psnr.update(reconstruction, unit)
-            ssim.update(reconstruction, unit)
-            active.update(vae.posterior(x).mean)
-    vae.train(training)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for batch in batches:
+                x = batch.to(device)
+                terms = vae.elbo(x)
+                elbos.append(terms.elbo)
+                likelihoods.append(terms.log_likelihood)
+                kls.append(terms.kl)
+                bounds.append(vae.log_likelihood(x, num_samples))
+                discrete = terms.discrete
+                if terms.floor is not None:
+                    floors.append(terms.floor)
+                reconstruction = vae.reconstruct(x)
+                unit = x.float() / (255 if x.dtype == torch.uint8 else 1)
+                psnr.update(reconstruction, unit)
+                ssim.update(reconstruction, unit)
+                active.update(vae.posterior(x).mean)
+    finally:
+        vae.train(training)
     if not elbos:
         raise ResvaeError("images: there are none to evaluate on")
     elbo, bound = torch.cat(elbos).double().mean().item(), torch.cat(bounds).double().mean().item()

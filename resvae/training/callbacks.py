@@ -72,8 +72,8 @@ class Throughput(Callback):
         self._batch_start = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._last = time.perf_counter()
+        """Start the clock; a resume in the middle of an epoch has no other start."""
+        self._last = self._batch_start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A new count."""

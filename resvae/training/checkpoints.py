@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import OnExceptionCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 from resvae.errors import ResvaeError
 from resvae.storage import read_checkpoint, write_atomically
@@ -33,6 +33,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
+class StepCheckpoint(ModelCheckpoint):
+    """Saves every so many updates, but not after an epoch's last: Lightning would resume there without validating."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        """Save where it is time."""
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *args)
+
+
 class InterruptedCheckpoint(OnExceptionCheckpoint):
     """Saves ``interrupted.ckpt`` on an exception and on Ctrl-C; a later good end removes it."""
 
@@ -42,5 +51,9 @@ class InterruptedCheckpoint(OnExceptionCheckpoint):
     def on_exception(self, trainer: Any, *_: Any, **__: Any) -> None:
         """Save, once training has begun; before that there is nothing to lose."""
         if trainer.global_step > 0:
-            super().on_exception(trainer)
-            print(f"interrupted: wrote {self.ckpt_path}; --ckpt_path {self.ckpt_path} goes on from there", flush=True)
+            try:
+                super().on_exception(trainer)
+                text = f"wrote {self.ckpt_path}; --ckpt_path {self.ckpt_path} goes on from there"
+            except ResvaeError as error:  # perhaps the reason for the interruption, which is the one to tell
+                text = str(error)
+            print(f"interrupted: {text}", flush=True)

@@ -30,7 +30,7 @@ class RunCSVLogger(CSVLogger):
     """``metrics.csv`` in the run's folder itself."""
 
     def __init__(self, folder: Path):
-        super().__init__(folder.parent, name=folder.name, version="")
+        super().__init__(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=1)
 
     @property
     def log_dir(self) -> str:

@@ -163,6 +163,8 @@ class LitVAE(pl.LightningModule):
             if torch.cuda.is_available() and "cuda" in self._rng:
                 torch.cuda.set_rng_state_all(self._rng["cuda"])
             self._rng = None
+            # Lightning's own count for the logs is off by one after some interruptions
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def _terms(self, batch: Any, elbo: Callable[[Tensor], ElboTerms], reduced: bool = True) -> ElboTerms:
         """The terms of a batch, in bf16 where ``precision`` wants it and ``reduced`` allows it."""

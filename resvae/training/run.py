@@ -18,7 +18,7 @@ from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError
 from resvae.storage import best_checkpoint, read_checkpoint
 from resvae.training.callbacks import ImageGrids
-from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint
+from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint, StepCheckpoint
 from resvae.training.loggers import Tracker, drop_rows_after, make_loggers
 from resvae.training.module import LitVAE
 from resvae.training.summary import Summary
@@ -106,7 +106,7 @@ class RunCLI(LightningCLI):
                 Summary(self.folder),
                 InterruptedCheckpoint(checkpoints),
                 ModelCheckpoint(filename="best", monitor=config.early_stopping.monitor, **common),
-                ModelCheckpoint(filename="last", every_n_train_steps=config.save_every_n_steps, **common),
+                StepCheckpoint(filename="last", every_n_train_steps=config.save_every_n_steps, **common),
                 ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
             ]
         return trainer

@@ -75,13 +75,13 @@ def test_psnr_and_ssim():
 
 
 def ssim_by_hand(a, b):
-    """Wang et al. 2004, eq. 13, a Gaussian window of deviation 1.5 over 11 x 11 pixels, inside the image."""
+    """Wang et al. 2004, eq. 13, a Gaussian window of deviation 1.5 over 11 x 11 pixels, mirrored at the edges."""
     offsets = torch.arange(11, dtype=torch.float64) - 5
     window = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = torch.outer(window, window) / window.sum() ** 2
 
     def blur(x):
-        return F.conv2d(x.flatten(0, 1)[:, None], window[None, None])
+        return F.conv2d(F.pad(x.flatten(0, 1)[:, None], (5, 5, 5, 5), mode="reflect"), window[None, None])
 
     ma, mb = blur(a), blur(b)
     va, vb, cov = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb

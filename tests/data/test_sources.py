@@ -1,0 +1,246 @@
+"""What is read from each source."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision import datasets
+
+from resvae.data import ImageDataModule
+from resvae.data.sources import resized
+from resvae.errors import ResvaeError
+
+CIFAR = Path(__file__).parents[2] / "data" / "cifar-10-batches-py"
+SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
+
+
+def rows(x: torch.Tensor) -> list[bytes]:
+    """Each image as bytes, to be counted."""
+    return [image.numpy().tobytes() for image in x]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two classes of ten colour images 6x6, each of one colour."""
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            Image.new("RGB", (6, 6), (label * 100, i, 7)).save(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+def npz(path: Path, **arrays: Any) -> Path:
+    """An .npz of these arrays."""
+    np.savez(path / "set.npz", **arrays)
+    return path / "set.npz"
+
+
+def test_digits_are_all_there_and_exact() -> None:
+    module = ImageDataModule("digits", validation=200)
+    assert module.image_shape == (1, 8, 8)
+    assert (module.num_train, module.num_val, module.num_test, module.num_classes) == (1298, 200, 299, 10)
+    values, labels = load_digits(return_X_y=True)
+    expected = torch.from_numpy(np.round(values * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8)
+    got = torch.cat([module.images(split) for split in SPLITS])
+    assert sorted(rows(got)) == sorted(rows(expected))
+    assert torch.equal(module.images("test"), expected[5::6])
+    assert torch.equal(module.labels("test"), torch.from_numpy(labels[5::6]))
+
+
+def test_digits_padded_to_32_stand_in_the_middle() -> None:
+    small, large = ImageDataModule("digits"), ImageDataModule("digits", image_size=32)
+    assert large.image_shape == (1, 32, 32)
+    assert torch.equal(large.images("test")[:, :, 12:20, 12:20], small.images("test"))
+    assert large.images("test").sum() == small.images("test").sum()
+
+
+def test_larger_images_are_averaged_down() -> None:
+    x = torch.tensor([[10, 20], [30, 40]], dtype=torch.uint8).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert resized(x[None, None], 2).flatten().tolist() == [10, 20, 30, 40]
+    assert resized(x[None, None], 1).item() == 25
+
+
+def test_folder_labels_by_class_and_keeps_pixels(pictures: Path) -> None:
+    (pictures / ".hidden").mkdir()
+    Image.new("RGB", (6, 6)).save(pictures / ".hidden" / "x.png")
+    (pictures / "dog" / "._0.png").write_bytes(b"what another system leaves")
+    module = ImageDataModule("folder", path=str(pictures), validation=4)
+    assert (module.num_train, module.num_val, module.num_test, module.image_shape) == (14, 4, 2, (3, 6, 6))
+    for split in SPLITS:
+        x, y = module.images(split), module.labels(split)
+        assert torch.equal(x[:, 0, 0, 0].long(), y * 100)
+        assert (x[:, 2] == 7).all()
+
+
+def test_folder_of_grey_images_without_classes_has_one_channel(tmp_path: Path) -> None:
+    for i in range(12):
+        Image.new("L", (4, 8), i).save(tmp_path / f"{i:02}.png")
+    module = ImageDataModule("folder", path=str(tmp_path), validation=2)
+    assert module.image_shape == (1, 8, 4)
+    assert module.num_classes == 1
+    assert module.images("test").unique().tolist() == [9]  # every tenth file, by name
+
+
+def test_folder_with_train_and_test(pictures: Path) -> None:
+    for part in ("train", "test"):
+        (pictures / part).mkdir()
+    (pictures / "cat").rename(pictures / "train" / "cat")
+    (pictures / "dog").rename(pictures / "test" / "cat")
+    module = ImageDataModule("folder", path=str(pictures))
+    assert (module.num_train, module.num_val, module.num_test) == (9, 1, 10)
+    assert (module.images("test")[:, 0] == 100).all()
+
+
+def test_folder_cuts_square_and_scales(pictures: Path) -> None:
+    Image.new("RGB", (40, 10), (255, 0, 0)).save(pictures / "cat" / "wide.png")
+    module = ImageDataModule("folder", path=str(pictures), image_size=4)
+    assert module.image_shape == (3, 4, 4)
+    with pytest.raises(ResvaeError, match=r"wide\.png is 10x40, others are 6x6; set data\.image_size"):
+        ImageDataModule("folder", path=str(pictures)).setup()
+
+
+@pytest.mark.parametrize("damage", ["text", "cut"])
+def test_corrupt_image_is_named_and_refused_or_skipped(pictures: Path, damage: str) -> None:
+    good = (pictures / "dog" / "3.png").read_bytes()
+    (pictures / "dog" / "3.png").write_bytes(b"no image" if damage == "text" else good[:50])
+    with pytest.raises(ResvaeError, match=r"dog/3\.png is not an image .* data\.on_corrupt"):
+        ImageDataModule("folder", path=str(pictures)).setup()
+    module = ImageDataModule("folder", path=str(pictures), on_corrupt="skip")
+    with pytest.warns(UserWarning, match=r"skipped .*dog/3\.png"):
+        module.setup()
+    assert module.num_train + module.num_val + module.num_test == 19
+
+
+def test_sixteen_bit_images_are_refused_not_clipped(pictures: Path) -> None:
+    Image.fromarray(np.full((6, 6), 5000, np.uint16)).save(pictures / "cat" / "deep.png")
+    with pytest.raises(ResvaeError, match=r"deep\.png has more than 8 bits"):
+        ImageDataModule("folder", path=str(pictures)).setup()
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW"])
+def test_npz_layouts(tmp_path: Path, layout: str) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (30, 3, 5, 7), np.uint8)
+    stored = {"NHWC": x.transpose(0, 2, 3, 1), "NCHW": x, "NHW": x[:, 0]}[layout]
+    expected = torch.from_numpy(x if layout != "NHW" else x[:, :1])
+    module = ImageDataModule("npz", path=str(npz(tmp_path, images=stored, labels=np.arange(30))), validation=5)
+    assert module.image_shape == tuple(expected.shape[1:])
+    for split, num in zip(SPLITS, (22, 5, 3), strict=True):
+        assert len(module.labels(split)) == num
+        assert torch.equal(module.images(split), expected[module.labels(split)])
+
+
+def test_npz_with_its_own_test_set(tmp_path: Path) -> None:
+    path = npz(tmp_path, images=np.zeros((8, 4, 4, 3), np.uint8), test_images=np.ones((3, 4, 4, 3), np.uint8))
+    module = ImageDataModule("npz", path=str(path), validation=0.25)
+    assert (module.num_train, module.num_val, module.num_test) == (6, 2, 3)
+    assert (module.images("test") == 1).all()
+
+
+GREY = np.zeros((20, 4, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": GREY.astype(np.float32)}, r"images are float32; uint8"),
+        ({"pictures": GREY}, r"holds pictures, but no array named images"),
+        ({"images": GREY[0]}, r"shape \(4, 4\); N H W"),
+        ({"images": GREY, "labels": np.zeros(3, int)}, r"20 whole numbers"),
+        ({"images": GREY, "labels": np.zeros(20)}, r"labels are float64"),
+        ({"images": GREY, "labels": np.full(20, -1)}, r"whole numbers from 0"),
+        ({"images": GREY, "test_images": GREY[:, :3]}, r"training images are \(1, 4, 4\), test images \(1, 3, 4\)"),
+        ({"images": np.array([{}] * 20, object)}, r"not an \.npz of plain arrays"),
+        ({"images": GREY[:5]}, r"5 images are too few"),
+    ],
+)
+def test_unsuitable_npz_is_refused(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    with pytest.raises(ResvaeError, match=message) as caught:
+        ImageDataModule("npz", path=str(npz(tmp_path, **arrays))).setup()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind", None])
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = npz(tmp_path, images=GREY)
+    path.write_bytes(path.read_bytes()[:200] if content is None else content)
+    with pytest.raises(ResvaeError, match=r"set\.npz is not an \.npz of plain arrays"):
+        ImageDataModule("npz", path=str(path)).setup()
+    np.save(path.with_suffix(".npy"), GREY)
+    with pytest.raises(ResvaeError, match=r"set\.npy is not an \.npz of plain arrays"):
+        ImageDataModule("npz", path=str(path.with_suffix(".npy"))).setup()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "shape", "expected"),
+    [
+        ("cifar10", "CIFAR10", (40, 32, 32, 3), (3, 32, 32)),
+        ("cifar100", "CIFAR100", (40, 32, 32, 3), (3, 32, 32)),
+        ("svhn", "SVHN", (40, 3, 32, 32), (3, 32, 32)),
+        ("mnist", "MNIST", (40, 28, 28), (1, 32, 32)),
+        ("fashion_mnist", "FashionMNIST", (40, 28, 28), (1, 32, 32)),
+    ],
+)
+def test_torchvision_sets(
+    monkeypatch: pytest.MonkeyPatch, name: str, kind: str, shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    arrays = {part: np.random.default_rng(part).integers(0, 256, shape, np.uint8) for part in (True, False)}
+
+    def fake(root: str, download: bool, train: bool = True, split: str | None = None) -> Any:
+        assert (split is not None) == (name == "svhn")
+        assert download
+        part = train if split is None else split == "train"
+        pixels = torch.from_numpy(arrays[part]) if "mnist" in name else arrays[part]
+        return SimpleNamespace(data=pixels, **{"labels" if name == "svhn" else "targets": list(range(40))})
+
+    monkeypatch.setattr(datasets, kind, fake)
+    module = ImageDataModule(name)
+    assert module.image_shape == expected
+    assert (module.num_train, module.num_val, module.num_test, module.num_classes) == (36, 4, 40, 40)
+    for split in SPLITS:
+        raw = torch.from_numpy(arrays[split != "test"])[module.labels(split)]
+        if raw.ndim == 3:
+            raw = torch.nn.functional.pad(raw, (2, 2, 2, 2))[:, None]
+        elif name != "svhn":
+            raw = raw.permute(0, 3, 1, 2)
+        assert torch.equal(module.images(split), raw)
+        assert module.images(split).is_contiguous()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("File not found\nor corrupted"), OSError("no route"), EOFError()])
+def test_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "CIFAR10", failing)
+    with pytest.raises(ResvaeError) as caught:
+        ImageDataModule("cifar10", root="there").setup()
+    text = str(caught.value)
+    for part in ("cifar10 is not in there", "https://www.cs.toronto.edu", "there/cifar-10-batches-py", "digits"):
+        assert part in text
+    assert "\n" not in text
+
+
+def test_a_set_that_is_absent_and_may_not_be_fetched(tmp_path: Path) -> None:
+    with pytest.raises(ResvaeError, match="cifar10 is not in"):
+        ImageDataModule("cifar10", root=str(tmp_path), download=False).setup()
+
+
+@pytest.mark.skipif(not CIFAR.exists(), reason="the official CIFAR-10 is not in data/")
+def test_the_real_cifar10(capsys: pytest.CaptureFixture[str]) -> None:
+    module = ImageDataModule("cifar10", root=str(CIFAR.parent))
+    assert module.image_shape == (3, 32, 32)
+    assert (module.num_train, module.num_val, module.num_test, module.num_classes) == (45000, 5000, 10000, 10)
+    assert torch.bincount(module.labels("test")).tolist() == [1000] * 10
+    reference = datasets.CIFAR10(str(CIFAR.parent), train=False)
+    assert np.array_equal(module.images("test")[7].permute(1, 2, 0).numpy(), np.asarray(reference[7][0]))
+    assert capsys.readouterr().out == ""
+
+
+def test_empty_folder_names_the_extensions(tmp_path: Path) -> None:
+    with pytest.raises(ResvaeError, match=r"holds no images; \.png, \.jpg"):
+        ImageDataModule("folder", path=str(tmp_path)).setup()
