@@ -203,7 +203,7 @@ def _run(verb: str, rest: list[str]) -> int:
                 prog=f"resvae {verb}",
                 exit_on_error=False,
                 default_env=True,
-                env_prefix=f"RESVAE_{verb.upper()}",
+                env_prefix=f"RESVAE_{verb.upper()}_",  # and one more underscore before the option,
             )
         else:
             raise ValueError(f"verb: {verb} is not known; one of {', '.join([*TRAINING, 'sweep', *VERBS])}")

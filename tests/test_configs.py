@@ -17,6 +17,7 @@ def test_there_are_some():
     assert {path.stem for path in CONFIGS} >= {"quickstart", "cifar10_depth", "folder"}
 
 
+@pytest.mark.filterwarnings("ignore:.*LightningCLI's args parameter.*")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_it_builds_model_and_data(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -92,8 +93,10 @@ def write_plot(summaries: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _fit(depth: int, config: str | Path, run: Path, overrides: Sequence[str]) -> None:
-    last = run / "checkpoints" / "last.ckpt"
-    resume = ["--ckpt_path", "last"] if last.is_file() else []
+    saved = [path for name in ("last", "interrupted") if (path := run / "checkpoints" / f"{name}.ckpt").is_file()]
+    resume = ["--ckpt_path", str(max(saved, key=lambda path: path.stat().st_mtime))] if saved else []
+    if not saved and run.exists():  # killed before its first checkpoint: there is nothing to go on from
+        shutil.rmtree(run)
     command = ["fit", "--config", str(config), *overrides, f"--model.vae.init_args.depth={depth}"]
     command += ["--name", run.name, "--runs", str(run.parent), *resume]
     print(f"depth {depth}: {'resumes' if resume else 'starts'}", flush=True)

@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from resvae.errors import ResvaeError
@@ -151,7 +152,8 @@ class ImageGrids(Callback):
         """Draw when it is time, while validation's weights (the average) are in place."""
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
         due = self.every_n_epochs and ((trainer.current_epoch + 1) % self.every_n_epochs == 0 or last)
-        if due and not trainer.sanity_checking and trainer.is_global_zero:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if due and fitting and trainer.is_global_zero:
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -176,10 +177,23 @@ def run(arguments: list[str]) -> None:
             "enable_progress_bar": sys.stdout.isatty(),
             "callbacks": [RichProgressBar(leave=True)] if sys.stdout.isatty() else [],
         },
-        parser_kwargs={"default_env": True, "env_prefix": "RESVAE", "exit_on_error": False},
+        parser_kwargs={"exit_on_error": False},
         auto_configure_optimizers=False,
-        args=[verb, *rest],
+        args=[verb, *_with_environment(verb, rest)],
     )
+
+
+def _with_environment(verb: str, arguments: list[str]) -> list[str]:
+    """The arguments with the fields that the environment sets: over the configuration files, under the rest.
+
+    The parser's own reading of the environment would let the files win.
+    """
+    prefix = f"RESVAE_{verb.upper()}__"
+    found = {name.removeprefix(prefix): value for name, value in os.environ.items() if name.startswith(prefix)}
+    fields = [f"--{name.lower().replace('__', '.')}={found[name]}" for name in sorted(found)]
+    files = [i for i, argument in enumerate(arguments) if argument.split("=")[0] in ("-c", "--config")]
+    start = files[-1] + 1 + ("=" not in arguments[files[-1]]) if files else 0
+    return [*arguments[:start], *fields, *arguments[start:]]
 
 
 def _free(folder: Path) -> Path:

@@ -179,3 +179,8 @@ def test_interrupted_step_is_taken_again(tmp_path: Path, step: int) -> None:
     resumed = fit(tmp_path, [], tmp_path / "broken.ckpt")
     assert same(resumed.batches, whole.batches[step:])
     assert torch.equal(resumed.weight, whole.weight)
+
+
+def test_after_a_fit_the_loader_is_whole(tmp_path: Path) -> None:
+    trainer: Any = fit(tmp_path, [], max_epochs=1).trainer
+    assert len(list(trainer.datamodule.train_dataloader())) == 5

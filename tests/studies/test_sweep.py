@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import resvae
 from resvae.cli import main
 from resvae.errors import ResvaeError
 from resvae.studies import sweep as study
@@ -65,10 +66,10 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_it_trains_each_depth_once_and_ends_in_the_table(tmp_path, in_process, capsys):
-    assert main([*arguments(tmp_path, "10,16"), "--model.vae.latent_dim", "3"]) == 0
+    assert main([*arguments(tmp_path, "16,22"), "--model.vae.latent_dim", "3"]) == 0
     assert len(in_process) == 2
     table = rows(tmp_path)
-    assert [row["depth"] for row in table] == ["10", "16"]
+    assert [row["depth"] for row in table] == ["16", "22"]
     for row in table:
         summary = json.loads((tmp_path / f"s/depth_{int(row['depth']):04d}/summary.json").read_text())
         assert summary["arguments"]["depth"] == int(row["depth"])
@@ -83,51 +84,61 @@ def test_it_trains_each_depth_once_and_ends_in_the_table(tmp_path, in_process, c
     assert int(table[1]["parameters"]) > int(table[0]["parameters"])
     text = (tmp_path / "s/depths.md").read_text()
     assert text.splitlines()[0].startswith("| depth | parameters | hours | epochs | train loss | validation loss |")
-    assert len([line for line in text.splitlines() if line.startswith("| 1")]) == 2
+    assert len([line for line in text.splitlines() if line.startswith(("| 16 |", "| 22 |"))]) == 2
     assert text in capsys.readouterr().out
     with Image.open(tmp_path / "s/depths.png") as picture:
         assert picture.width > 500
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("s/depth_*/**/*") if path.is_file()}
-    assert main([*arguments(tmp_path, "10,16"), "--model.vae.latent_dim", "3"]) == 0
+    assert main([*arguments(tmp_path, "16,22"), "--model.vae.latent_dim", "3"]) == 0
     assert len(in_process) == 2  # nothing was run again
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert rows(tmp_path) == table
 
-    assert main([*arguments(tmp_path, "10,22"), "--model.vae.latent_dim", "3"]) == 0
+    assert main([*arguments(tmp_path, "16,28"), "--model.vae.latent_dim", "3"]) == 0
     assert len(in_process) == 3  # one more depth is one more run
-    assert [row["depth"] for row in rows(tmp_path)] == ["10", "16", "22"]
+    assert [row["depth"] for row in rows(tmp_path)] == ["16", "22", "28"]
 
 
 def test_a_run_that_was_killed_goes_on(tmp_path, in_process, capsys):
-    command = arguments(tmp_path, "10")
+    command = arguments(tmp_path, "16")
     (tmp_path / "killed.py").write_text(KILLED)
-    fit = ["fit", *command[1:3], "--model.vae.init_args.depth=10", "--runs", str(tmp_path / "s"), "--name", "depth_0010"]
+    fit = [
+        "fit",
+        *command[1:3],
+        "--model.vae.init_args.depth=16",
+        "--runs",
+        str(tmp_path / "s"),
+        "--name",
+        "depth_0016",
+    ]
     killed = [sys.executable, str(tmp_path / "killed.py"), *fit]
-    done = subprocess.Popen(killed, env=os.environ | {"OMP_NUM_THREADS": "1"}).wait(timeout=120)
+    done = subprocess.Popen(killed, env=os.environ | {"PYTHONPATH": str(Path(resvae.__file__).parent.parent)}).wait(
+        timeout=120
+    )
     assert done == -signal.SIGKILL
-    run = tmp_path / "s/depth_0010"
+    run = tmp_path / "s/depth_0016"
     assert json.loads((run / "summary.json").read_text())["ended"] == "running"
     assert main(command) == 0
-    assert in_process[0][-2:] == ["--ckpt_path", "last"]
-    assert "depth 10: resumes" in capsys.readouterr().out
+    assert in_process[0][-2:] == ["--ckpt_path", str(run / "checkpoints/last.ckpt")]
+    assert "depth 16: resumes" in capsys.readouterr().out
     assert rows(tmp_path)[0]["epochs"] == "2"
     assert json.loads((run / "summary.json").read_text())["steps"] == 6
-    assert [path.name for path in tmp_path.glob("s/depth_*")] == ["depth_0010"]  # no second folder
+    assert [path.name for path in tmp_path.glob("s/depth_*")] == ["depth_0016"]  # no second folder
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_own_folder(tmp_path, in_process):
-    (tmp_path / "s/depth_0010").mkdir(parents=True)
-    (tmp_path / "s/depth_0010/config.yaml").write_text("half")
-    assert main(arguments(tmp_path, "10")) == 0
-    assert [path.name for path in tmp_path.glob("s/depth_*")] == ["depth_0010"]
-    assert [row["depth"] for row in rows(tmp_path)] == ["10"]
+    (tmp_path / "s/depth_0016").mkdir(parents=True)
+    (tmp_path / "s/depth_0016/config.yaml").write_text("half")
+    assert main(arguments(tmp_path, "16")) == 0
+    assert [path.name for path in tmp_path.glob("s/depth_*")] == ["depth_0016"]
+    assert [row["depth"] for row in rows(tmp_path)] == ["16"]
 
 
 def test_a_run_that_fails_stops_the_sweep_and_keeps_the_others(tmp_path, in_process, capsys):
-    assert main(arguments(tmp_path, "10,29")) == 2
+    assert main(arguments(tmp_path, "16,29")) == 2
     assert "depth: 29 is not allowed" in capsys.readouterr().err
-    assert [row["depth"] for row in rows(tmp_path)] == ["10"]
+    assert [row["depth"] for row in rows(tmp_path)] == ["16"]
 
 
 def test_the_reported_figures_stand_beside_the_references_own(tmp_path):
@@ -142,7 +153,7 @@ def test_the_reported_figures_stand_beside_the_references_own(tmp_path):
     assert "1,795.7" not in lines[3]
 
 
-@pytest.mark.parametrize("depths", ["", "a", "10,,16", "10;16"])
+@pytest.mark.parametrize("depths", ["", "a", "16,,22", "16;22"])
 def test_depths_that_are_no_numbers_are_refused(depths):
     with pytest.raises(ResvaeError, match="give numbers with commas"):
         study._depths(depths)

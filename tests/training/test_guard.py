@@ -84,7 +84,7 @@ def test_it_never_locks_up_at_random(seed: int):
 
 def test_norms_that_are_not_finite_do_not_lengthen_a_row_of_finite_skips():
     guard = settled()
-    finite = [guard.accepts(10.0 ** min(4 + i, 300)) for i in range(0, 300) if guard.accepts(math.nan) or True]
+    finite = [guard.accepts(10.0 ** min(4 + i, 300)) for i in range(300) if guard.accepts(math.nan) or True]
     runs = itertools.groupby(finite)
     assert max(len(list(run)) for accepted, run in runs if not accepted) <= 3
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import resvae
 from resvae.cli import main
 from resvae.training.checkpoints import AtomicCheckpointIO
 from resvae.training.module import LitVAE
@@ -122,14 +123,14 @@ def whole(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(resvae.__file__).parent.parent)}
     subprocess.run([sys.executable, "-m", "resvae", *command(folder)], check=True, env=environment, timeout=120)
     return folder
 
 
 def test_a_run_killed_mid_epoch_ends_as_one_never_broken(tmp_path, unbroken):
     (tmp_path / "killed.py").write_text(KILLED)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(resvae.__file__).parent.parent)}
     killed = [sys.executable, str(tmp_path / "killed.py"), *command(tmp_path)]
     assert subprocess.run(killed, env=environment, timeout=120).returncode == -signal.SIGKILL
     assert last(tmp_path)["global_step"] == 10  # 3 batches into the second epoch

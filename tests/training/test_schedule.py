@@ -1,5 +1,6 @@
 """The learning rate over time."""
 
+import itertools
 import math
 
 import pytest
@@ -32,7 +33,7 @@ def test_cosine_is_half_way_at_half_time_and_ends_where_it_should():
     assert factor(110) == pytest.approx(0.1)
     assert factor(500) == pytest.approx(0.1)  # stays there
     rates = [factor(step) for step in range(10, 111)]
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
 
 
 def test_a_warm_up_longer_than_the_run_stays_finite():
