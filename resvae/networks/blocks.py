@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -224,10 +225,16 @@ def _initialise(module: nn.Module, gain: float, last_scale: float = 1.0) -> None
     last: nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.GroupNorm | None = None
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            size = layer.kernel_size[0] * layer.kernel_size[1] * layer.in_channels
-            if isinstance(layer, nn.ConvTranspose2d):  # each output place sees a stride-th of the kernel a dimension
-                size = max(layer.in_channels, size // (layer.stride[0] * layer.stride[1]))
-            nn.init.normal_(layer.weight, std=(gain / size) ** 0.5)
+            kernel, stride = layer.kernel_size[0], layer.stride[0]
+            spreads = isinstance(layer, nn.ConvTranspose2d) and kernel >= stride
+            inner = kernel - stride + 1 if spreads else kernel
+            weight = torch.randn(*layer.weight.shape[:2], inner, inner) * (gain / (inner**2 * layer.in_channels)) ** 0.5
+            if spreads:
+                # A transposed convolution starts as nearest neighbours and a convolution of size ``inner``, whose
+                # kernels together are this one. Taps drawn apart would start as a checkerboard, to be unlearnt first.
+                box = torch.ones(1, 1, stride, stride)
+                weight = F.conv2d(weight.flatten(0, 1)[:, None], box, padding=stride - 1).view_as(layer.weight)
+            layer.weight.data.copy_(weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
             last = layer

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def write_plot(summaries: Sequence[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     depths = [_depth(s) for s in summaries]
     for key, label in (("train_loss", "training"), ("val_loss", "validation")):
-        axes.plot(depths, [s.get(key) for s in summaries], marker="o", label=label)
+        axes.plot(depths, [s.get(key, math.nan) for s in summaries], marker="o", label=label)
     axes.set(xlabel="depth, weighted layers", ylabel="loss, nats an image", xticks=depths)
     axes.legend()
     axes.grid(alpha=0.3)

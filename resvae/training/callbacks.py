@@ -81,9 +81,10 @@ class Throughput(Callback):
         self._images, self._training = 0, 0.0
         self._batch_start = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Count the batch, with the time it took to fetch it."""
-        batch = _[1]
         self._images += len(batch[0] if isinstance(batch, list | tuple) else batch) * trainer.world_size
         now = time.perf_counter()
         self._training += now - self._batch_start
@@ -141,7 +142,13 @@ class ImageGrids(Callback):
         self._originals: Tensor | None = None
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Keep the first images to reconstruct."""
         if batch_idx == 0 and self._originals is None:
@@ -158,7 +165,8 @@ class ImageGrids(Callback):
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._originals is not None
-        vae, folder = pl_module.vae, Path(trainer.log_dir or trainer.default_root_dir)
+        vae: Any = pl_module.vae
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
         training = vae.training
         vae.eval()
         with torch.random.fork_rng(devices=[pl_module.device] if pl_module.device.type == "cuda" else []):
@@ -173,9 +181,10 @@ class ImageGrids(Callback):
             (folder / name).mkdir(parents=True, exist_ok=True)
             path = save_grid(images, folder / name / f"epoch_{trainer.current_epoch + 1:04d}.png", columns)
             self.latest.append(path)
-            for logger in trainer.loggers:
+            loggers: list[Any] = trainer.loggers
+            for logger in loggers:
                 if hasattr(logger, "log_image"):  # W&B
-                    logger.log_image(key=name, images=[str(path)])  # pyright: ignore
+                    logger.log_image(key=name, images=[str(path)])
                 elif hasattr(logger.experiment, "add_image"):  # TensorBoard
                     _add_image(logger, name, path, trainer.global_step)
 

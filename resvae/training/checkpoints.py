@@ -36,10 +36,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class StepCheckpoint(ModelCheckpoint):
     """Saves every so many updates, but not after an epoch's last: Lightning would resume there without validating."""
 
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where it is time."""
         if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, *args)
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class InterruptedCheckpoint(OnExceptionCheckpoint):

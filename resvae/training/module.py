@@ -84,7 +84,7 @@ class LitVAE(pl.LightningModule):
         """The throughput's measure and, with ``ema_decay``, the running average of the weights."""
         return [Throughput(), *([ExponentialAverage(self.ema_decay)] if self.ema_decay else [])]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The optimiser with its schedule; a plateau watches ``val/loss`` an epoch."""
         optimizer = self.optimizer(self.vae.parameters())
         if self.schedule.kind == "plateau":
@@ -136,9 +136,10 @@ class LitVAE(pl.LightningModule):
         if type(self.vae).__name__ in MODELS:
             checkpoint["resvae"] = describe(self.vae)
         checkpoint["guard"] = asdict(self.guard)
-        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
+        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
-            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state_all()
+            rng["cuda"] = torch.cuda.get_rng_state_all()
+        checkpoint["rng"] = rng
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model's checkpoint; take over the guard's statistics and the random states."""

@@ -77,10 +77,11 @@ class Summary(Callback):
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, ended: str) -> None:
         if not trainer.is_global_zero:
             return
+        vae: Any = pl_module.vae
         self.summary = {
             "name": self.folder.name,
-            "model": type(pl_module.vae).__name__,
-            "arguments": pl_module.vae.arguments,
+            "model": type(vae).__name__,
+            "arguments": vae.arguments,
             "parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             "seconds": _throughput(trainer).metrics()["seconds"],
             "epochs": trainer.current_epoch + (ended == "running"),

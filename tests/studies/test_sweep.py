@@ -113,10 +113,10 @@ def test_a_run_that_was_killed_goes_on(tmp_path, in_process, capsys):
         "depth_0016",
     ]
     killed = [sys.executable, str(tmp_path / "killed.py"), *fit]
-    done = subprocess.Popen(killed, env=os.environ | {"PYTHONPATH": str(Path(resvae.__file__).parent.parent)}).wait(
-        timeout=120
-    )
-    assert done == -signal.SIGKILL
+    environment = os.environ | {"PYTHONPATH": str(Path(resvae.__file__).parent.parent)}
+    with subprocess.Popen(killed, env=environment) as process:  # `run` is replaced
+        code = process.wait(timeout=120)
+    assert code == -signal.SIGKILL
     run = tmp_path / "s/depth_0016"
     assert json.loads((run / "summary.json").read_text())["ended"] == "running"
     assert main(command) == 0

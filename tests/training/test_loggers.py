@@ -72,7 +72,7 @@ def test_wandb_offline_holds_the_scalars_and_the_pictures(tmp_path, monkeypatch)
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     run = fit(tmp_path, "--tracker", "wandb")
-    wandb.finish()
+    wandb.teardown()  # waits until all is on disk
     (offline,) = (run / "wandb").glob("offline-run-*")
     pictures = {path.name.split("_")[0] for path in (offline / "files/media/images").glob("*.png")}
     assert pictures == {"samples", "reconstructions"}

@@ -179,9 +179,10 @@ def press_ctrl_c() -> None:
 def test_an_interrupted_run_is_saved_says_where_and_goes_on(tmp_path, whole, monkeypatch, capsys, action, raised):
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with monkeypatch.context() as patch, pytest.raises(raised):
+        with monkeypatch.context() as patch:
             stop_at(patch, 11, action)
-            main(command(tmp_path, every=100))
+            with pytest.raises(raised):
+                main(command(tmp_path, every=100))
     finally:
         signal.signal(signal.SIGINT, handler)
     saved = tmp_path / "runs/run/checkpoints/interrupted.ckpt"
@@ -208,9 +209,10 @@ def test_an_interrupted_validation_saves_the_weights_that_train(tmp_path, whole,
         original(self, batch, batch_idx)
 
     original = LitVAE.validation_step
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the cat"):
+    with monkeypatch.context() as patch:
         patch.setattr(LitVAE, "validation_step", validation_step)
-        main(command(tmp_path, every=100))
+        with pytest.raises(RuntimeError, match="the cat"):
+            main(command(tmp_path, every=100))
     saved = last(tmp_path, "interrupted")
     kept = torch.load(whole / "moments/13/runs/run/checkpoints/last.ckpt", weights_only=True)
     assert kept["global_step"] == saved["global_step"] == 14
