@@ -16,7 +16,7 @@ train and test (YAML in configs/; every field can be overridden)
   fit          train                 resvae fit --config configs/quickstart.yaml --model.vae.depth 40
   validate     validation figures    resvae validate runs/quickstart
   test         test figures          resvae test runs/quickstart
-  sweep        one run a depth       resvae sweep --config configs/quickstart.yaml --depths 10,16,22
+  sweep        one run a depth       resvae sweep --config configs/quickstart.yaml --depths 16,22,28
 
 use (MODEL: a run's folder, a .ckpt, a saved folder or the name of shipped weights)
   sample       draw new images       resvae sample runs/quickstart --num 64 --out samples.png

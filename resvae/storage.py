@@ -183,7 +183,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], where: str) -> nn.Module:
 
 def _download(source: str) -> Path:
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ResvaeError(f"model: {source} needs the package huggingface_hub: pip install huggingface_hub") from error
     try:

@@ -117,6 +117,8 @@ def evaluate(vae: ImageVAE, batches: Iterable[Tensor], num_samples: int = 1, see
     elbo, bound = torch.cat(elbos).double().mean().item(), torch.cat(bounds).double().mean().item()
     kl = torch.cat(kls).double().mean(0)
     per_dim = math.prod(vae.image_shape) * math.log(2)
+    similarity = ssim.compute()
+    assert isinstance(similarity, Tensor)  # a pair only where the contrast is asked for too
     return Report(
         model=type(vae).__name__,
         parameters=sum(p.numel() for p in vae.parameters()),
@@ -134,7 +136,7 @@ def evaluate(vae: ImageVAE, batches: Iterable[Tensor], num_samples: int = 1, see
         active_units=active.count(),
         latents=active.latents,
         psnr=psnr.compute().item(),
-        ssim=ssim.compute().item(),
+        ssim=similarity.item(),
         seconds=time.perf_counter() - start,
         hardware=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         torch=torch.__version__,
