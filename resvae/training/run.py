@@ -162,6 +162,7 @@ def run(arguments: list[str]) -> None:
         warnings.filterwarnings("ignore", text)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA": known on a CPU
     torch.set_float32_matmul_precision("high")
     RunCLI(
         LitVAE,
@@ -222,8 +223,7 @@ def data_of(
     config = Path(model) / "config.yaml"
     if name is not None:
         square = image_shape[1] if image_shape[1] == image_shape[2] else None
-        # 200 images set apart suit the smallest set, the digits; validation is rarely what these are used on
-        module = ImageDataModule(name, root, path=path, image_size=square, validation=0.1)
+        module = ImageDataModule(name, root, path=path, image_size=square)
     elif config.is_file():
         module = ImageDataModule(**(yaml.safe_load(config.read_text()).get("data") or {}))
     else:
