@@ -248,7 +248,7 @@ def test_a_run_holds_what_it_should(run):
 
 def size(path: Path) -> tuple[int, int]:
     with Image.open(path) as picture:
-        assert len(set(picture.convert("L").tobytes())) > 10  # not blank
+        assert len(set(picture.convert("L").tobytes())) > 4  # more than borders and one grey
         return picture.size
 
 
