@@ -87,6 +87,7 @@ BAD = {
     "corrupt image": ([*FOLDER, "pictures"], ["pictures/07.png", "on_corrupt"]),
     "floats": ([*FIT, "--data.name", "npz", "--data.path", "floats.npz"], ["float32", "uint8"]),
     "batch size": ([*FIT, "--data.batch_size", "0"], ["data.batch_size: 0"]),
+    "monitor": ([*FIT, "--early_stopping.monitor", "val/los"], ["early_stopping.monitor: val/los", "val/loss"]),
     "ema": ([*FIT, "--model.ema_decay", "2"], ["ema_decay: 2"]),
     "how often to save": ([*FIT, "--save_every_n_steps", "0"], ["save_every_n_steps: 0"]),
     "cosine without an end": ([*FIT, "--trainer.max_epochs", "-1"], ["schedule.kind", "trainer.max_epochs"]),
@@ -297,3 +298,13 @@ def test_arguments_come_from_the_process_too(there, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["resvae", "sample", RUN, "--num", "0"])
     assert main() == 2
     assert not os.path.exists("it_ran")
+
+
+def test_the_best_checkpoint_is_the_one_that_early_stopping_calls_best(there, capsys):
+    watched = ["--early_stopping.monitor", "val/elbo", "--early_stopping.mode", "max", "--trainer.max_epochs", "4"]
+    assert main(["fit", "--config", "config.yaml", "--runs", "new_best", *watched]) == 0
+    with Path("new_best/run/metrics.csv").open(newline="") as file:
+        elbos = {int(row["epoch"]): float(row["val/elbo"]) for row in csv.DictReader(file) if row["val/elbo"]}
+    best = torch.load("new_best/run/checkpoints/best.ckpt", weights_only=True)["epoch"]
+    assert len(elbos) == 4
+    assert elbos[best] == max(elbos.values()) > min(elbos.values())

@@ -54,6 +54,7 @@ def sweep(depths: Sequence[int], config: str | Path, folder: Path, overrides: Se
 
     Raises:
         ResvaeError: the configuration is missing, or a run failed; the runs before it are kept.
+        SystemExit: with code 2, where ``resvae fit`` refused its input and said why.
     """
     if not Path(config).is_file():
         raise ResvaeError(f"sweep: the configuration {config} does not exist")
@@ -102,6 +103,8 @@ def _fit(depth: int, config: str | Path, run: Path, overrides: Sequence[str]) ->
     command += ["--name", run.name, "--runs", str(run.parent), *resume]
     print(f"depth {depth}: {'resumes' if resume else 'starts'}", flush=True)
     code = subprocess.run([sys.executable, "-m", "resvae", *command]).returncode
+    if code == 2:  # bad input; the run has said which
+        raise SystemExit(2)
     if code:
         raise ResvaeError(f"sweep: the run at depth {depth} failed with code {code}; run the same command to go on")
 

@@ -80,6 +80,12 @@ class LitVAE(pl.LightningModule):
         self._elbo: Callable[[Tensor], ElboTerms] = vae.elbo
         self._rng: dict[str, Any] | None = None
 
+    def monitored(self) -> list[str]:
+        """What early stopping can watch: the names of the figures that validation logs an epoch."""
+        names = ["loss", "elbo", "log_likelihood", "kl"]
+        names += ["bits_per_dim"] if self.vae.likelihood.discrete else []
+        return [f"val/{name}" for name in names]
+
     def configure_callbacks(self) -> list[Callback]:
         """The throughput's measure and, with ``ema_decay``, the running average of the weights."""
         return [Throughput(), *([ExponentialAverage(self.ema_decay)] if self.ema_decay else [])]

@@ -100,13 +100,13 @@ class RunCLI(LightningCLI):
             kwargs["logger"] = False
         trainer = super().instantiate_trainer(**kwargs)
         if self.config.subcommand == "fit":
-            checkpoints = self.folder / "checkpoints"
+            checkpoints, stopping = self.folder / "checkpoints", config.early_stopping
             common: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False, "save_top_k": 1}
             trainer.callbacks += [  # pyright: ignore[reportAttributeAccessIssue]
                 LearningRateMonitor("epoch"),
                 Summary(self.folder),
                 InterruptedCheckpoint(checkpoints),
-                ModelCheckpoint(filename="best", monitor=config.early_stopping.monitor, **common),
+                ModelCheckpoint(filename="best", monitor=stopping.monitor, mode=stopping.mode, **common),
                 StepCheckpoint(filename="last", every_n_train_steps=config.save_every_n_steps, **common),
                 ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
             ]
@@ -119,6 +119,9 @@ class RunCLI(LightningCLI):
             raise ResvaeError(
                 f"model.vae.image_shape: {model.vae.image_shape} is not allowed; the images are {data.image_shape}"
             )
+        monitor = self.config.fit.early_stopping.monitor
+        if monitor not in model.monitored():
+            raise ResvaeError(f"early_stopping.monitor: {monitor} is not logged; one of {', '.join(model.monitored())}")
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             model.schedule.at(math.inf)
         if self.resumed is not None:

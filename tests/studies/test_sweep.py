@@ -136,8 +136,11 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_own_folder
 
 
 def test_a_run_that_fails_stops_the_sweep_and_keeps_the_others(tmp_path, in_process, capsys):
-    assert main(arguments(tmp_path, "16,29")) == 2
-    assert "depth: 29 is not allowed" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(tmp_path, "16,29"))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()  # the run's own, not told twice
+    assert "depth: 29 is not allowed" in line
     assert [row["depth"] for row in rows(tmp_path)] == ["16"]
 
 
