@@ -179,7 +179,7 @@ def run(arguments: list[str]) -> None:
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
             "enable_progress_bar": sys.stdout.isatty(),
-            "callbacks": [RichProgressBar(leave=True)] if sys.stdout.isatty() else [],
+            "callbacks": [RichProgressBar()] if sys.stdout.isatty() else [],
         },
         parser_kwargs={"exit_on_error": False},
         auto_configure_optimizers=False,
