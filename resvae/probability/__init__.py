@@ -2,7 +2,7 @@
 
 from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture
 from resvae.probability.likelihoods import Bernoulli, Gaussian, Likelihood, Logistic, LogisticMixture, make_likelihood
-from resvae.probability.objective import ElboTerms, KlSchedule, gaussian_kl, importance_bound, weighted_elbo
+from resvae.probability.objective import ElboTerms, KlSchedule, importance_bound, weighted_elbo
 
 __all__ = [
     "Bernoulli",
@@ -14,7 +14,6 @@ __all__ = [
     "Likelihood",
     "Logistic",
     "LogisticMixture",
-    "gaussian_kl",
     "importance_bound",
     "make_likelihood",
     "weighted_elbo",

@@ -51,10 +51,12 @@ class DiscretizedLogistic(Distribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """Every parameter is a real number."""
         return dict.fromkeys(("loc", "log_scale"), constraints.real)
 
     @property
     def support(self) -> constraints.Constraint:
+        """Values in [0, 1]."""
         return constraints.unit_interval
 
 
@@ -139,10 +141,12 @@ class DiscretizedLogisticMixture(Distribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """Every parameter is a real number."""
         return dict.fromkeys(("logits", "loc", "log_scale", "coefficients"), constraints.real)
 
     @property
     def support(self) -> constraints.Constraint:
+        """Values in [0, 1]."""
         return constraints.independent(constraints.unit_interval, 3)
 
 

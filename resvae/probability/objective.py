@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
-from torch.distributions.kl import kl_divergence
 
 from resvae.errors import ResvaeError
 
@@ -89,9 +87,3 @@ def importance_bound(log_weights: Iterable[Tensor]) -> Tensor:
     if total is None:
         raise ResvaeError("log_weights: none given; at least 1 is needed")
     return total - math.log(num)
-
-
-def gaussian_kl(q: Distribution, p: Distribution) -> Tensor:
-    """KL(q || p) of two diagonal Gaussians of batch ``B``, summed over everything else, nats, ``[B]``."""
-    kl = kl_divergence(q, p)
-    return kl if kl.ndim == 1 else kl.flatten(1).sum(1)
