@@ -1,17 +1,19 @@
 """Residual variational autoencoders of any depth: train, sample and reuse them."""
 
 from resvae.data import ImageDataModule
-from resvae.models import VAE, ImageVAE, ReferenceVAE, ResNetClassifier
+from resvae.models import VAE, HierarchicalVAE, ImageVAE, ReferenceVAE, ResNetClassifier
 from resvae.networks import BlockConfig, Residual, ResNetDecoder, ResNetEncoder
 from resvae.storage import load, save
-from resvae.training import LitVAE
+from resvae.training import LitClassifier, LitVAE
 
 __version__ = "0.1.0"
 __all__ = [
     "VAE",
     "BlockConfig",
+    "HierarchicalVAE",
     "ImageDataModule",
     "ImageVAE",
+    "LitClassifier",
     "LitVAE",
     "ReferenceVAE",
     "ResNetClassifier",

@@ -16,13 +16,13 @@ train and test (YAML in configs/; every field can be overridden)
   fit          train                 resvae fit --config configs/quickstart.yaml --model.vae.depth 40
   validate     validation figures    resvae validate runs/quickstart
   test         test figures          resvae test runs/quickstart
-  sweep        one run a depth       resvae sweep --config configs/quickstart.yaml --depths 16,22,28
+  sweep        a run a value, seed   resvae sweep --config configs/quickstart.yaml --depths 16,22,28 --seeds 0,1
 
 use (MODEL: a run's folder, a .ckpt, a saved folder or the name of shipped weights)
   sample       draw new images       resvae sample runs/quickstart --num 64 --out samples.png
   reconstruct  originals beside      resvae reconstruct runs/quickstart --num 32 --out reconstructions.png
   interpolate  between test images   resvae interpolate runs/quickstart --steps 8 --out interpolations.png
-  evaluate     ELBO, IW-k, ...       resvae evaluate runs/quickstart --num_samples 100 --out report.json
+  evaluate     ELBO, IW-k, FID, ...  resvae evaluate runs/quickstart --num_samples 100 --out report.json
 
 An option is read from the environment where the command line does not give it:
   RESVAE_FIT__MODEL__VAE__INIT_ARGS__DEPTH=40 resvae fit --config configs/quickstart.yaml
@@ -34,7 +34,7 @@ Split = Literal["train", "val", "test"]
 def sample(
     model: str,
     num: int = 64,
-    temperature: float = 1.0,
+    temperature: float | list[float] = 1.0,
     pixel_noise: bool = False,
     seed: int = 0,
     out: str = "samples.png",
@@ -44,7 +44,7 @@ def sample(
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
         num: how many.
-        temperature: factor on the prior's standard deviation.
+        temperature: factor on the prior's standard deviation; a list: one a level of latents, coarsest first.
         pixel_noise: draw pixels from p(x|z) in place of its mean.
         seed: of the noise.
         out: a .png in a folder that exists.
@@ -127,6 +127,12 @@ def evaluate(
     model: str,
     num_samples: int = 1,
     num: int | None = None,
+    iw_images: int | None = None,
+    features: str = "none",
+    num_generated: int | None = None,
+    probe: bool = False,
+    probe_images: int = 10_000,
+    neighbours: bool = False,
     data: str | None = None,
     path: str | None = None,
     root: str = "data",
@@ -134,30 +140,56 @@ def evaluate(
     seed: int = 0,
     out: str | None = None,
 ) -> None:
-    """Measure a model: ELBO, IW-k bound, KL, active units, PSNR and SSIM; a table, and JSON to ``out``.
+    """Measure a model: bounds, KL, active units, PSNR, SSIM, and on request FID, KID, a linear probe, neighbours.
 
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
-        num_samples: k of the importance-weighted bound.
-        num: how many images; all unless told.
+        num_samples: the largest k of the importance-weighted bound; 1, 10, 100, ... under it are told too.
+        num: how many images, the first; all unless told.
+        iw_images: how many of them the importance-weighted bound is taken of; all unless told.
+        features: the network of FID and KID: none, inception, or a MODEL that is a ResNetClassifier.
+        num_generated: samples for FID and KID; as many as images unless told.
+        probe: whether to train linear classifiers on the representations.
+        probe_images: training images of the probe, at most.
+        neighbours: whether to look for the training images nearest to samples.
         data: the data set; a run's own unless told.
         path: of the folder or .npz, for the data sets of those names.
         root: where data sets are.
         split: train, val or test.
-        seed: of the posterior noise.
-        out: a .json in a folder that exists.
+        seed: of all noise.
+        out: a .json in a folder that exists; the table (.md) and a page of plots (.png) go beside it.
     """
-    from resvae.evaluation import evaluate as measure
+    from resvae.errors import ResvaeError
+    from resvae.evaluation import feature_network, full_report, write_report
+    from resvae.storage import load
+    from resvae.training.run import data_of
 
     if out is not None:
         _writable(out)
+        if Path(out).suffix != ".json":
+            raise ResvaeError(f"out: {out} is not allowed; end it with .json")
     vae = _load(model)
-    batches = list(_images(vae, model, num, data, path, root, split).split(250))
-    report = measure(vae, _progress(batches, "evaluating"), num_samples, seed)
+    network = None
+    if features != "none":
+        network = features, feature_network(features, vae.image_shape, load).to(next(vae.parameters()).device)
+    report, pictures = full_report(
+        vae,
+        data_of(model, data, path, root, vae.image_shape),
+        split,
+        source=model,
+        num=num,
+        num_samples=num_samples,
+        iw_images=iw_images,
+        seed=seed,
+        features=network,
+        num_generated=num_generated,
+        probe_images=probe_images if probe else None,
+        neighbours=neighbours,
+        track=_progress,
+    )
     print(report.table())
     if out is not None:
-        Path(out).write_text(report.json() + "\n")
-        print(f"wrote {out}")
+        print("\n".join(f"wrote {path}" for path in write_report(report, pictures, Path(out))))
 
 
 VERBS: dict[str, Callable[..., None]] = {

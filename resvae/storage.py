@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from resvae.errors import ResvaeError
-from resvae.models import VAE, ReferenceVAE, ResNetClassifier
+from resvae.models import VAE, HierarchicalVAE, ReferenceVAE, ResNetClassifier
 from resvae.networks import BlockConfig
 
-MODELS: dict[str, type[nn.Module]] = {model.__name__: model for model in (VAE, ReferenceVAE, ResNetClassifier)}
+MODELS: dict[str, type[nn.Module]] = {
+    model.__name__: model for model in (VAE, HierarchicalVAE, ReferenceVAE, ResNetClassifier)
+}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -155,7 +157,7 @@ def _load_checkpoint(path: Path) -> nn.Module:
     if "resvae" not in checkpoint or "state_dict" not in checkpoint:
         raise ResvaeError(f"checkpoint: {path} was not written by resvae: it does not tell which model it holds")
     model = build(checkpoint["resvae"], str(path))
-    prefix = "vae."
+    prefix = "classifier." if isinstance(model, ResNetClassifier) else "vae."
     state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     return _fill(model, state, str(path))
 

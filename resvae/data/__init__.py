@@ -122,7 +122,7 @@ class ImageDataModule(pl.LightningDataModule):
     @property
     def num_classes(self) -> int:
         """One more than the largest label."""
-        return int(max(self.labels("train").max(), self.labels("test").max())) + 1
+        return max(int(self.labels(split).max()) for split in ("train", "val", "test")) + 1
 
     @property
     def num_train(self) -> int:

@@ -3,17 +3,28 @@
 import json
 import math
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from resvae.errors import ResvaeError
+from resvae.evaluation.bounds import Bound, bound_curve, powers_of_ten
+from resvae.evaluation.distances import Distances
+from resvae.evaluation.isolation import isolated
 from resvae.evaluation.metrics import ActiveUnits
+from resvae.evaluation.neighbours import Neighbours
+from resvae.evaluation.probe import LIMIT, Probe
 from resvae.models import ImageVAE
+
+SSIM_SMALLEST = 6  # pixels: the window of 11 is mirrored by 5 at the edges
 
 
 @dataclass(frozen=True)
@@ -21,8 +32,13 @@ class Report:
     """What was measured, and how. Log-probabilities are nats an image, averaged over the images."""
 
     model: str
+    arguments: dict[str, Any]  # the constructor's
+    source: str | None  # of the weights: a run, a file or a name
     parameters: int
+    data: str | None
+    split: str | None
     images: int
+    iw_images: int  # the first so many, of the importance-weighted bounds
     seed: int
     num_samples: int  # k of the importance-weighted bound
     elbo: float
@@ -30,118 +46,196 @@ class Report:
     kl: float
     kl_levels: tuple[float, ...]
     importance_weighted: float  # the bound with k samples
+    importance_curve: tuple[Bound, ...]  # with 1, 10, 100, ... k of the same samples
     bits_per_dim: float | None  # of the ELBO; None where the likelihood is no probability of the 256 values
     bits_per_dim_importance_weighted: float | None
     loss_over_floor: float | None  # -elbo over the entropy of real-valued targets (Bernoulli)
     active_units: int  # latents whose posterior mean varies by more than .01 over the images (Burda 2016)
     latents: int
     psnr: float  # decibels, of reconstructions
-    ssim: float
-    seconds: float
+    ssim: float | None  # None for images of under 6 pixels
+    seconds: float  # of everything in the report
     hardware: str
     torch: str
+    resvae: str
+    commit: str | None  # of the checkout that the package lies in
+    distances: Distances | None = None
+    probe: Probe | None = None
+    neighbours: tuple[Neighbours, ...] = ()
 
     def json(self) -> str:
         """All fields, indented."""
         return json.dumps(asdict(self), indent=2)
 
+    def title(self) -> str:
+        """The model and the images in a line."""
+        images = " ".join(part for part in (f"{self.images:,}", self.data, self.split, "images") if part)
+        return f"{self.model}, {self.parameters:,} parameters, {images}, seed {self.seed}"
+
     def table(self) -> str:
         """A Markdown table, a figure a row."""
-        k = self.num_samples
         rows: list[tuple[str, str]] = [
             ("ELBO, nats", f"{self.elbo:.2f}"),
             ("log-likelihood, nats", f"{self.log_likelihood:.2f}"),
             ("KL, nats", f"{self.kl:.2f}"),
-            (f"IW-{k} bound, nats", f"{self.importance_weighted:.2f}"),
         ]
-        if self.bits_per_dim is not None and self.bits_per_dim_importance_weighted is not None:
+        part = f", first {self.iw_images:,} images" if self.iw_images < self.images else ""
+        rows += [(f"IW-{bound.k} bound, nats{part}", f"{bound.nats:.2f}") for bound in self.importance_curve]
+        if self.bits_per_dim is not None:
             rows.append(("bits/dim (ELBO)", f"{self.bits_per_dim:.4f}"))
-            rows.append((f"bits/dim (IW-{k})", f"{self.bits_per_dim_importance_weighted:.4f}"))
+            rows += [(f"bits/dim (IW-{b.k}){part}", f"{b.bits_per_dim:.4f}") for b in self.importance_curve]
         if self.loss_over_floor is not None:
             rows.append(("nats over the floor", f"{self.loss_over_floor:.2f}"))
         rows += [
             ("active units", f"{self.active_units} of {self.latents}"),
             ("PSNR, dB", f"{self.psnr:.2f}"),
-            ("SSIM", f"{self.ssim:.4f}"),
         ]
-        head = f"{self.model}, {self.parameters:,} parameters, {self.images:,} images, seed {self.seed}"
-        return "\n".join([f"| {head} | |", "|-|-|", *(f"| {name} | {value} |" for name, value in rows)])
+        if self.ssim is not None:
+            rows.append(("SSIM", f"{self.ssim:.4f}"))
+        if (d := self.distances) is not None:
+            rows.append((f"FID (features: {d.features})", f"{d.fid:.2f}"))
+            deviation = "" if d.kid_deviation is None else f" ± {d.kid_deviation:.2g}"
+            rows.append((f"KID (features: {d.features})", f"{d.kid:.4g}{deviation}"))
+        if self.probe is not None:
+            rows += [
+                (f"linear probe, {score.representation} ({score.dimensions:,})", f"{100 * score.accuracy:.1f} %")
+                for score in self.probe.scores
+            ]
+        for n in self.neighbours:
+            rows.append((f"nearest training image of a sample, median L2 ({n.space})", f"{n.samples_median:.4g}"))
+            rows.append((f"nearest training image of a test image ({n.space})", f"{n.test_median:.4g}"))
+        return "\n".join([f"| {self.title()} | |", "|-|-|", *(f"| {name} | {value} |" for name, value in rows)])
+
+    def protocol(self) -> str:
+        """How the figures were obtained: a Markdown list."""
+        lines = [f"weights: {self.source or 'given in memory'}"]
+        lines += [f"{self.model}: " + ", ".join(f"{name}={value}" for name, value in self.arguments.items())]
+        ks = ", ".join(str(bound.k) for bound in self.importance_curve)
+        lines += [f"importance-weighted bounds: k = {ks}, nested, on the first {self.iw_images:,} images"]
+        if (d := self.distances) is not None:
+            lines += [
+                f"FID, KID: features: {d.features} ({d.num_features}), {d.real:,} real and {d.generated:,} generated "
+                f"images ({d.pixels}); KID over 100 subsets of {d.kid_subset:,}"
+            ]
+        if (p := self.probe) is not None:
+            lines += [
+                f"linear probe: logistic regression on standardised features, {p.classes} classes, trained on "
+                f"{p.train_images:,} training images, C chosen on a fifth of them, tested on {p.test_images:,} images; "
+                f"in brackets the dimensions (over {LIMIT:,}: projected at random to so many)"
+            ]
+        lines += [
+            f"nearest neighbours in {n.space}: {n.samples:,} samples and the first {n.test_images:,} images against "
+            f"{n.train_images:,} training images"
+            for n in self.neighbours
+        ]
+        commit = f" at {self.commit}" if self.commit else ""
+        lines += [f"{self.hardware}, torch {self.torch}, resvae {self.resvae}{commit}, {self.seconds:.0f} s"]
+        return "\n".join(f"- {line}" for line in lines)
 
 
-@torch.no_grad()
-def evaluate(vae: ImageVAE, batches: Iterable[Tensor], num_samples: int = 1, seed: int = 0) -> Report:
+def evaluate(
+    vae: ImageVAE,
+    batches: Iterable[Tensor],
+    num_samples: int = 1,
+    seed: int = 0,
+    iw_images: int | None = None,
+    *,
+    source: str | None = None,
+    data: str | None = None,
+    split: str | None = None,
+) -> Report:
     """Measure a model on images.
 
     Args:
         vae: the model; it is put into eval mode, and back.
         batches: images ``[B, C, H, W]``, uint8 or float32 in [0, 1].
-        num_samples: k of the importance-weighted bound; memory does not grow with it.
+        num_samples: the largest k of the importance-weighted bound; memory does not grow with it.
         seed: of the posterior noise; the caller's random stream is left alone.
+        iw_images: how many images, from the first on, the importance-weighted bound is taken of; all unless told.
+        source, data, split: for the record.
 
     Raises:
-        ResvaeError: no images, or a k under 1.
+        ResvaeError: no images, a k or an ``iw_images`` under 1.
     """
-    if num_samples < 1:
-        raise ResvaeError(f"num_samples: {num_samples} is not allowed; at least 1")
+    for field, value in (("num_samples", num_samples), ("iw_images", iw_images)):
+        if value is not None and value < 1:
+            raise ResvaeError(f"{field}: {value} is not allowed; at least 1")
     start = time.perf_counter()
-    device = next(vae.parameters()).device
-    training = vae.training
-    vae.eval()
-    psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3)).to(device)
-    ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
     active = ActiveUnits()
+    ks = powers_of_ten(num_samples)
     elbos, likelihoods, kls, bounds, floors = [], [], [], [], []
-    discrete = False
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            for batch in batches:
-                x = batch.to(device)
-                terms = vae.elbo(x)
-                elbos.append(terms.elbo)
-                likelihoods.append(terms.log_likelihood)
-                kls.append(terms.kl)
-                bounds.append(vae.log_likelihood(x, num_samples))
-                discrete = terms.discrete
-                if terms.floor is not None:
-                    floors.append(terms.floor)
-                reconstruction = vae.reconstruct(x)
-                unit = x.float() / (255 if x.dtype == torch.uint8 else 1)
-                psnr.update(reconstruction, unit)
+    discrete, left = False, math.inf if iw_images is None else iw_images
+    with isolated(vae, seed) as device:
+        psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3)).to(device)
+        ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
+        similar = min(vae.image_shape[1:]) >= SSIM_SMALLEST
+        for batch in batches:
+            x = batch.to(device)
+            terms = vae.elbo(x)
+            elbos.append(terms.elbo)
+            likelihoods.append(terms.log_likelihood)
+            kls.append(terms.kl)
+            if left > 0:
+                bounds.append(bound_curve(vae.log_weights(x[: min(len(x), left)], num_samples), ks))
+                left -= len(x)
+            discrete = terms.discrete
+            if terms.floor is not None:
+                floors.append(terms.floor)
+            reconstruction = vae.reconstruct(x)
+            unit = x.float() / (255 if x.dtype == torch.uint8 else 1)
+            psnr.update(reconstruction, unit)
+            if similar:
                 ssim.update(reconstruction, unit)
-                active.update(vae.posterior(x).mean)
-    finally:
-        vae.train(training)
+            active.update(vae.posterior(x).mean)
     if not elbos:
         raise ResvaeError("images: there are none to evaluate on")
-    elbo, bound = torch.cat(elbos).double().mean().item(), torch.cat(bounds).double().mean().item()
+    elbo, bound = torch.cat(elbos).double().mean().item(), torch.cat(bounds, 1)
     kl = torch.cat(kls).double().mean(0)
     per_dim = math.prod(vae.image_shape) * math.log(2)
-    similarity = ssim.compute()
-    assert isinstance(similarity, Tensor)  # a pair only where the contrast is asked for too
+    curve = [Bound(k, b, -b / per_dim if discrete else None) for k, b in zip(ks, bound.mean(1).tolist(), strict=True)]
+    similarity = ssim.compute() if similar else None
+    assert not isinstance(similarity, tuple)  # a pair only where the contrast is asked for too
     return Report(
         model=type(vae).__name__,
+        arguments=vae.arguments,
+        source=source,
         parameters=sum(p.numel() for p in vae.parameters()),
+        data=data,
+        split=split,
         images=sum(map(len, elbos)),
+        iw_images=bound.shape[1],
         seed=seed,
         num_samples=num_samples,
         elbo=elbo,
         log_likelihood=torch.cat(likelihoods).double().mean().item(),
         kl=kl.sum().item(),
         kl_levels=tuple(kl.tolist()),
-        importance_weighted=bound,
+        importance_weighted=curve[-1].nats,
+        importance_curve=tuple(curve),
         bits_per_dim=-elbo / per_dim if discrete else None,
-        bits_per_dim_importance_weighted=-bound / per_dim if discrete else None,
+        bits_per_dim_importance_weighted=curve[-1].bits_per_dim,
         loss_over_floor=-elbo - torch.cat(floors).double().mean().item() if floors else None,
         active_units=active.count(),
         latents=active.latents,
         psnr=psnr.compute().item(),
-        ssim=similarity.item(),
+        ssim=None if similarity is None else similarity.item(),
         seconds=time.perf_counter() - start,
         hardware=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         torch=torch.__version__,
+        resvae=sys.modules["resvae"].__version__,  # the root imports all rooms: none imports it
+        commit=_commit(),
     )
 
 
 def _processor() -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _commit() -> str | None:
+    """The checkout's commit, where this very file is tracked in one; an installed package lies in none."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)
+        return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

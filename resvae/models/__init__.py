@@ -2,7 +2,8 @@
 
 from resvae.models.base import ImageVAE
 from resvae.models.classifier import ResNetClassifier
+from resvae.models.hierarchical import HierarchicalVAE
 from resvae.models.reference import ReferenceVAE
 from resvae.models.vae import VAE
 
-__all__ = ["VAE", "ImageVAE", "ReferenceVAE", "ResNetClassifier"]
+__all__ = ["VAE", "HierarchicalVAE", "ImageVAE", "ReferenceVAE", "ResNetClassifier"]

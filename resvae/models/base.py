@@ -1,7 +1,7 @@
 """The contract that every model keeps: anything written against ``ImageVAE`` works with all of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -39,8 +39,8 @@ class ImageVAE(nn.Module, ABC):
         """p(x|z), batch shape ``[B]``, event shape ``[C, H, W]``."""
 
     @abstractmethod
-    def sample_prior(self, num: int, temperature: float = 1.0) -> Tensor:
-        """``num`` latents from p(z), their standard deviation multiplied by ``temperature``."""
+    def sample_prior(self, num: int, temperature: float | Sequence[float] = 1.0) -> Tensor:
+        """``[num, D]``: latents from p(z), their scale times ``temperature``, one for all or one a level."""
 
     @abstractmethod
     def log_weights(self, x: Tensor, num_samples: int) -> Iterator[Tensor]:
@@ -61,15 +61,13 @@ class ImageVAE(nn.Module, ABC):
         return importance_bound(self.log_weights(x, num_samples))
 
     @torch.no_grad()
-    def sample(self, num: int, temperature: float = 1.0, pixel_noise: bool = False) -> Tensor:
+    def sample(self, num: int, temperature: float | Sequence[float] = 1.0, pixel_noise: bool = False) -> Tensor:
         """``num`` images from the prior, float32 in [0, 1], ``[num, C, H, W]``.
 
         The mean of p(x|z) unless ``pixel_noise`` asks for a draw from it.
         """
         if num < 1:
             raise ResvaeError(f"num: {num} is not allowed; at least 1")
-        if not temperature >= 0:
-            raise ResvaeError(f"temperature: {temperature} is not allowed; 0 or more")
         return self._pixels(self.decode(self.sample_prior(num, temperature)), pixel_noise)
 
     @torch.no_grad()
@@ -97,6 +95,16 @@ class ImageVAE(nn.Module, ABC):
     @staticmethod
     def _pixels(likelihood: Distribution, noise: bool) -> Tensor:
         return (likelihood.sample() if noise else likelihood.mean).clamp(0, 1).float()
+
+
+def level_temperatures(temperature: float | Sequence[float], num_levels: int) -> list[float]:
+    """One temperature a level, of one for all or one each; ``ResvaeError`` for another number of them or under 0."""
+    each = [float(temperature)] * num_levels if isinstance(temperature, int | float) else list(temperature)
+    if len(each) != num_levels or not all(value >= 0 for value in each):
+        raise ResvaeError(
+            f"temperature: {temperature} is not allowed; 0 or more, one for all or one a level ({num_levels})"
+        )
+    return each
 
 
 def json_arguments(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """The article's network, parameter for parameter (Keng, "Residual Networks", 2018)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.kl import kl_divergence
 
-from resvae.models.base import ImageVAE, json_arguments
+from resvae.models.base import ImageVAE, json_arguments, level_temperatures
 from resvae.models.images import to_unit
 from resvae.networks import BlockConfig, ResidualBlock, ResNetEncoder, vae_blocks
 from resvae.probability import Bernoulli, ElboTerms
@@ -119,9 +119,10 @@ class ReferenceVAE(ImageVAE):
         """p(x|z) for ``z [B, latent_dim]``."""
         return self.likelihood(self.decoder(z))
 
-    def sample_prior(self, num: int, temperature: float = 1.0) -> Tensor:
+    def sample_prior(self, num: int, temperature: float | Sequence[float] = 1.0) -> Tensor:
         """``[num, latent_dim]`` from N(0, temperature^2)."""
-        return temperature * torch.randn(num, self.latent_dim, device=self.decoder.dense.weight.device)
+        (factor,) = level_temperatures(temperature, 1)
+        return factor * torch.randn(num, self.latent_dim, device=self.decoder.dense.weight.device)
 
     def elbo(self, x: Tensor) -> ElboTerms:
         """Cross-entropy and KL of each image in the article's unit, nats an image."""

@@ -1,7 +1,7 @@
 """A residual VAE around one latent vector."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.kl import kl_divergence
 
 from resvae.errors import ResvaeError
-from resvae.models.base import ImageVAE, Shape, json_arguments
+from resvae.models.base import ImageVAE, Shape, json_arguments, level_temperatures
 from resvae.models.images import to_unit
 from resvae.networks import BlockConfig, ResNetDecoder, ResNetEncoder, vae_blocks
 from resvae.probability import ElboTerms, make_likelihood
@@ -97,9 +97,10 @@ class VAE(ImageVAE):
         """p(x|z) for ``z [B, D]``."""
         return self.likelihood(self.decoder(z))
 
-    def sample_prior(self, num: int, temperature: float = 1.0) -> Tensor:
+    def sample_prior(self, num: int, temperature: float | Sequence[float] = 1.0) -> Tensor:
         """``[num, D]`` from N(0, temperature^2)."""
-        return temperature * torch.randn(num, self.latent_dim, device=self.head.weight.device)
+        (factor,) = level_temperatures(temperature, 1)
+        return factor * torch.randn(num, self.latent_dim, device=self.head.weight.device)
 
     def elbo(self, x: Tensor) -> ElboTerms:
         """The ELBO of each image with the KL in closed form; ``kl`` is ``[B, 1]``: one level."""

@@ -2,7 +2,7 @@
 
 from resvae.networks.blocks import BlockConfig, ResidualBlock
 from resvae.networks.decoder import ResNetDecoder
-from resvae.networks.depth import cifar_blocks, imagenet_blocks, vae_blocks
+from resvae.networks.depth import cifar_blocks, imagenet_blocks, latent_levels, vae_blocks
 from resvae.networks.encoder import ResNetEncoder
 from resvae.networks.residual import Highway, Residual
 
@@ -15,5 +15,6 @@ __all__ = [
     "ResidualBlock",
     "cifar_blocks",
     "imagenet_blocks",
+    "latent_levels",
     "vae_blocks",
 ]

@@ -56,6 +56,32 @@ def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bot
     return _share(num, (1,) * num_stages)
 
 
+def latent_levels(levels: int | Sequence[int], num_stages: int = 4) -> tuple[int, ...]:
+    """Groups of latents a stage of a hierarchical VAE's decoder, coarsest first.
+
+    Args:
+        levels: their number, shared out evenly, one a stage from the coarsest on while they last and finer stages first
+            where they do not divide; or a number a stage, 0 allowed.
+        num_stages: resolutions, coarsest and finest included.
+
+    Raises:
+        ResvaeError: no level at all, or not one number a stage.
+    """
+    if isinstance(levels, int):
+        if levels < 1:
+            raise ResvaeError(f"levels: {levels} is not allowed; at least 1")
+        each, rest = divmod(levels, num_stages)
+        if not each:
+            return (1,) * rest + (0,) * (num_stages - rest)
+        return (each,) * (num_stages - rest) + (each + 1,) * rest
+    if not _is_counts(levels, num_stages, 0) or not any(levels):
+        raise ResvaeError(
+            f"levels: {levels!r} is not allowed; give a whole number, or levels a stage: "
+            f"{num_stages}, one of them above 0"
+        )
+    return tuple(levels)
+
+
 def cifar_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
     """Kind and blocks a stage of He's CIFAR networks: 6n+2 with basic, 9n+2 with bottleneck blocks (164, 1001).
 
@@ -105,12 +131,16 @@ def _share(num: int, proportions: Sequence[int]) -> tuple[int, ...]:
 
 
 def _checked(blocks: Sequence[int], num_stages: int) -> tuple[int, ...]:
-    listed = isinstance(blocks, Sequence) and not isinstance(blocks, str)
-    if not listed or len(blocks) != num_stages or any(not isinstance(n, int) or n < 1 for n in blocks):
+    if not _is_counts(blocks, num_stages, 1):
         raise ResvaeError(
             f"depth: {blocks!r} is not allowed; give a whole number, or blocks a stage: {num_stages}, each at least 1"
         )
     return tuple(blocks)
+
+
+def _is_counts(values: Sequence[int], num: int, least: int) -> bool:
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
+    return listed and len(values) == num and all(isinstance(n, int) and n >= least for n in values)
 
 
 def _nearest(depth: int, allowed: Sequence[int]) -> str:

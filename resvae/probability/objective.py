@@ -80,10 +80,12 @@ def weighted_elbo(terms: ElboTerms, kl_weight: float | Tensor = 1.0, free_bits: 
 
 def importance_bound(log_weights: Iterable[Tensor]) -> Tensor:
     """log 1/k sum_i w_i (Burda et al. 2016, eq. 8) of k log-weights, each ``[B]``, of which one is kept at a time."""
-    total, num = None, 0
+    total, num, dtype = None, 0, None
     for log_weight in log_weights:
+        dtype = log_weight.dtype
+        log_weight = log_weight.double()  # in float32 the late samples of a large k would be lost
         total = log_weight if total is None else torch.logaddexp(total, log_weight)
         num += 1
     if total is None:
         raise ResvaeError("log_weights: none given; at least 1 is needed")
-    return total - math.log(num)
+    return (total - math.log(num)).to(dtype)

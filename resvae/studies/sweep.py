@@ -1,20 +1,66 @@
-"""``resvae sweep``: one run a depth, each resumed where it stopped, ending in the article's table."""
+"""``resvae sweep``: one run a depth (or levels, or stochastic depth) and seed, each resumed where it stopped."""
 
 import argparse
 import json
-import math
-import shutil
-import subprocess
-import sys
+import os
+import re
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from resvae.errors import ResvaeError
-from resvae.studies.table import Cell, write_table
+import yaml
 
-# Keng, "Residual Networks" (2018): minima over the epochs of the training and validation loss, nats an image.
-REPORTED = {28: (1790.4, 1794.7), 40: (1787.5, 1795.7), 70: (1784.8, 1799.0), 100: (1782.3, 1804.0)}
+from resvae.errors import ResvaeError
+from resvae.storage import write_atomically
+from resvae.studies.matching import matched_widths
+from resvae.studies.remote import Cluster, train_remotely
+from resvae.studies.results import table
+from resvae.studies.runs import AXES, Run, train_here
+
+
+@dataclass(frozen=True)
+class Match:
+    """What all runs have the same of.
+
+    Args:
+        kinds: ``params``, ``time`` or ``steps``, or ``params`` and one of the two.
+        params: how many; as many as the configuration as it is written unless told.
+        seconds: of training and validation, by the clock. The cosine ends with them.
+        steps: updates.
+
+    Raises:
+        ResvaeError: another kind, time and steps together, a kind without its number or a number without its kind.
+    """
+
+    kinds: tuple[str, ...] = ()
+    params: int | None = None
+    seconds: int | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            if kind not in ("params", "time", "steps") or {"time", "steps"} <= set(self.kinds):
+                raise ResvaeError(
+                    f"match: {','.join(self.kinds)} is not allowed; params, time, steps, params,time or params,steps"
+                )
+        for kind, option in (("params", "params"), ("time", "seconds"), ("steps", "steps")):
+            number = getattr(self, option)
+            if number is None and kind in self.kinds and kind != "params":
+                raise ResvaeError(f"match: {kind} needs --{option}")
+            if number is not None and kind not in self.kinds:
+                raise ResvaeError(f"{option}: {number} is not allowed without --match {kind}")
+            if number is not None and number < 1:
+                raise ResvaeError(f"{option}: {number} is not allowed; at least 1")
+
+    def limits(self) -> tuple[str, ...]:
+        """Where ``resvae fit`` ends, whatever the configuration says of it."""
+        if self.seconds:
+            time = json.dumps({"seconds": self.seconds})
+            return f"--trainer.max_time={time}", "--trainer.max_epochs=-1", "--trainer.max_steps=-1"
+        if self.steps:
+            return "--trainer.max_time=null", "--trainer.max_epochs=-1", f"--trainer.max_steps={self.steps}"
+        return ()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,121 +72,148 @@ def main(arguments: list[str]) -> None:
     """Parse ``resvae sweep``; what it does not know goes to ``resvae fit`` of each run."""
     parser = _Parser(
         prog="resvae sweep",
-        description="Train one model a depth, resume what was stopped, and write the table: depths.md, .csv, .png.",
+        allow_abbrev=False,
+        description="Train one model a value and seed, resume what was stopped, and write the table: .md, .csv, .png.",
         epilog="Every other option goes to `resvae fit` of each run: --trainer.max_epochs 10 --model.vae.latent_dim 64",
     )
-    parser.add_argument("--config", required=True, help="the YAML of `resvae fit`")
-    parser.add_argument("--depths", required=True, help="28,40,70,100")
+    parser.add_argument("--config", help="the YAML of `resvae fit`")
+    varied = parser.add_mutually_exclusive_group()
+    varied.add_argument("--depths", help="28,40,70,100")
+    varied.add_argument("--levels", help="1,2,4,8, or a number a resolution, coarsest first: 1-1-1,1-2-2")
+    varied.add_argument("--stochastic_depths", help="1,2,4: how many of the levels have latents")
+    parser.add_argument("--seeds", help="0,1,2: one run a value and seed; the configuration's seed unless told")
+    parser.add_argument("--match", help="the same in all runs: params, time or steps; params,time; params,steps")
+    parser.add_argument("--params", type=int, help="of --match params; as many as the configuration has unless told")
+    parser.add_argument("--seconds", type=int, help="of --match time: training and validation")
+    parser.add_argument("--steps", type=int, help="of --match steps: updates")
+    parser.add_argument("--jobs", type=int, default=1, help="so many runs at once; their output goes to <run>.log")
+    parser.add_argument("--ray", help="run on Ray: a cluster's address, auto, or local; the workers share the disk")
+    parser.add_argument("--cpus", type=int, default=1, help="of --ray: cores a run")
+    parser.add_argument("--gpus", type=float, default=0, help="of --ray: GPUs a run")
     parser.add_argument("--name", default="sweep", help="the sweep's folder is <runs>/<name>")
     parser.add_argument("--runs", default="runs", help="the folder of all runs")
     known, rest = parser.parse_known_args(arguments)
-    sweep(_depths(known.depths), known.config, Path(known.runs) / known.name, rest)
+    given = [(axis, option) for axis, option in AXES.items() if getattr(known, option) is not None]
+    if known.config is None or not given:
+        raise ResvaeError(
+            f"sweep: --config and one of {', '.join(f'--{option}' for option in AXES.values())} are needed"
+        )
+    (axis, option), seeds = given[0], known.seeds
+    sweep(
+        axis,
+        _values(option, getattr(known, option)),
+        known.config,
+        Path(known.runs) / known.name,
+        rest,
+        seeds=[None] if seeds is None else [seed for (seed,) in _values("seeds", seeds, r"\d+")],
+        match=Match(tuple(known.match.split(",")) if known.match else (), known.params, known.seconds, known.steps),
+        jobs=known.jobs,
+        cluster=None if known.ray is None else Cluster(known.ray, known.cpus, known.gpus),
+    )
 
 
-def sweep(depths: Sequence[int], config: str | Path, folder: Path, overrides: Sequence[str] = ()) -> str:
-    """Train a model at each depth, one process a run, one after another.
+def sweep(
+    axis: str,
+    values: Sequence[tuple[int, ...]],
+    config: str | Path,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    seeds: Sequence[int | None] = (None,),
+    match: Match = Match(),
+    jobs: int = 1,
+    cluster: Cluster | None = None,
+) -> str:
+    """Train a model a value and seed, each in a process of its own.
 
-    A run that has ended is not repeated; one that was stopped goes on from its last checkpoint. The table is written
-    after every run.
+    A run that has ended is not repeated; one that was stopped goes on from its last checkpoint; one that fails does
+    not stop the others. The table is written after every run.
 
     Args:
-        depths: as ``VAE`` takes them.
+        axis: the model's argument that varies: ``depth``, ``levels``, ``stochastic_depth``.
+        values: one number each, or one a resolution.
         config: the YAML of ``resvae fit``.
-        folder: where the runs and the table go.
+        folder: where the runs and the table go, and ``sweep.json``: what the runs have in common.
         overrides: further arguments of ``resvae fit``.
+        seeds: one run each; None for the configuration's own.
+        match: what all runs have the same of.
+        jobs: runs at once on this machine.
+        cluster: where to train instead.
 
     Returns:
         The table in Markdown.
 
     Raises:
-        ResvaeError: the configuration is missing, or a run failed; the runs before it are kept.
-        SystemExit: with code 2, where ``resvae fit`` refused its input and said why.
+        ResvaeError: no such configuration; the folder's runs were trained otherwise; a run failed.
     """
+    if jobs < 1:
+        raise ResvaeError(f"jobs: {jobs} is not allowed; at least 1")
     if not Path(config).is_file():
         raise ResvaeError(f"sweep: the configuration {config} does not exist")
-    text = ""
-    for depth in depths:
-        run = folder / f"depth_{depth:04d}"
-        if _summary(run).get("ended", "running") == "running":
-            _fit(depth, config, run, overrides)
-        text = table(folder)
-    print(text)
-    print("\n".join(f"wrote {folder / f'depths.{ending}'}" for ending in ("md", "csv", "png")))
+    environment = {name: value for name, value in os.environ.items() if name.startswith("RESVAE_FIT__")}
+    given = {"config": _content(config), "overrides": overrides, "match": asdict(match), "environment": environment}
+    same = json.loads(json.dumps(given, default=str))
+    _refuse_other(folder, same)
+
+    common = ["--config", str(config), *overrides, *match.limits()]
+    chosen = {value: [f"--model.vae.init_args.{axis}={_yaml(value)}"] for value in values}
+    if "params" in match.kinds:
+        untrained = [value for value in chosen if not all(Run(folder, axis, value, seed).ended for seed in seeds)]
+        solved = matched_widths(common, [chosen[value] for value in untrained], match.params)
+        for value, widths in zip(untrained, solved, strict=True):
+            chosen[value].append(f"--model.vae.init_args.widths={_yaml(widths)}")
+    runs = [
+        Run(folder, axis, value, seed, (*common, *arguments, *([] if seed is None else [f"--seed_everything={seed}"])))
+        for value, arguments in chosen.items()
+        for seed in seeds
+    ]
+    runs = [run for run in runs if not run.ended]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "sweep.json", lambda path: path.write_text(json.dumps(same, indent=2) + "\n"))
+
+    failed, text = [], table(folder, axis)
+    if runs:
+        trained = train_remotely(runs, cluster, environment) if cluster else train_here(runs, jobs, environment)
+        for run, code in trained:
+            failed += [run] if code else []
+            text = table(folder, axis)
+    if text:
+        print(text)
+        print("\n".join(f"wrote {path}" for path in sorted(folder.glob(f"{AXES[axis]}*.*"))))
+    if failed:
+        told = "; ".join(f"{run} ({run.log})" if cluster or jobs > 1 else str(run) for run in failed)
+        raise ResvaeError(f"sweep: failed: {told}; the same command goes on with what is left")
     return text
 
 
-def table(folder: Path) -> str:
-    """The article's table of the runs that ``folder`` holds, as Markdown; writes it as CSV and PNG too."""
-    summaries = [s for run in sorted(folder.glob("depth_*")) if (s := _summary(run))]
-    write_plot(summaries, folder / "depths.png")
-    return write_table([_row(s) for s in summaries], folder, "depths", "Losses: nats an image, minima over the epochs.")
+def _refuse_other(folder: Path, here: dict[str, Any]) -> None:
+    """Raise where ``folder`` holds runs that were trained with something else in common."""
+    if not any(folder.glob("*/checkpoints/*.ckpt")):
+        return
+    kept = folder / "sweep.json"
+    there = json.loads(kept.read_text()) if kept.is_file() else {}
+    other = [name for name, value in here.items() if there.get(name) != value]
+    if other:
+        raise ResvaeError(
+            f"sweep: the runs in {folder} were trained with another {' and '.join(other)} (see {kept}); "
+            "choose another --name, or remove that folder"
+        )
 
 
-def write_plot(summaries: Sequence[dict[str, Any]], path: Path) -> None:
-    """Training and validation loss against depth."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    depths = [_depth(s) for s in summaries]
-    for key, label in (("train_loss", "training"), ("val_loss", "validation")):
-        axes.plot(depths, [s.get(key, math.nan) for s in summaries], marker="o", label=label)
-    axes.set(xlabel="depth, weighted layers", ylabel="loss, nats an image", xticks=depths)
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _fit(depth: int, config: str | Path, run: Path, overrides: Sequence[str]) -> None:
-    saved = [path for name in ("last", "interrupted") if (path := run / "checkpoints" / f"{name}.ckpt").is_file()]
-    resume = ["--ckpt_path", str(max(saved, key=lambda path: path.stat().st_mtime))] if saved else []
-    if not saved and run.exists():  # killed before its first checkpoint: there is nothing to go on from
-        shutil.rmtree(run)
-    command = ["fit", "--config", str(config), *overrides, f"--model.vae.init_args.depth={depth}"]
-    command += ["--name", run.name, "--runs", str(run.parent), *resume]
-    print(f"depth {depth}: {'resumes' if resume else 'starts'}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "resvae", *command]).returncode
-    if code == 2:  # bad input; the run has said which
-        raise SystemExit(2)
-    if code:
-        raise ResvaeError(f"sweep: the run at depth {depth} failed with code {code}; run the same command to go on")
-
-
-def _summary(run: Path) -> dict[str, Any]:
-    path = run / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _depth(summary: dict[str, Any]) -> int:
-    return int(summary["name"].removeprefix("depth_"))
-
-
-def _row(summary: dict[str, Any]) -> dict[str, Cell]:
-    depth = _depth(summary)
-    row: dict[str, Cell] = {
-        "depth": str(depth),
-        "parameters": summary["parameters"],
-        "hours": summary["seconds"] / 3600,
-        "epochs": summary["epochs"],
-        "train loss": summary.get("train_loss"),
-        "validation loss": summary.get("val_loss"),
-        "bits/dim": summary.get("bits_per_dim"),
-    }
-    if "loss_over_floor" in summary:
-        row["validation loss over the floor"] = summary["loss_over_floor"]
-    if summary["model"] == "ReferenceVAE" and depth in REPORTED:
-        row["reported train loss"], row["reported validation loss"] = REPORTED[depth]
-    return row | {"ended": summary["ended"]}
-
-
-def _depths(text: str) -> list[int]:
+def _content(config: str | Path) -> Any:
+    """What the configuration says; its comments may change."""
     try:
-        depths = [int(part) for part in text.split(",")]
-    except ValueError:
-        depths = []
-    if not depths:
-        raise ResvaeError(f"depths: {text!r} is not allowed; give numbers with commas: 28,40,70,100")
-    return depths
+        return yaml.safe_load(Path(config).read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise ResvaeError(f"sweep: {config} is not YAML: {error}") from error
+
+
+def _values(option: str, text: str, each: str = r"\d+(-\d+)*") -> list[tuple[int, ...]]:
+    parts = text.replace(" ", "").split(",")
+    if not all(re.fullmatch(each, part) for part in parts):
+        raise ResvaeError(f"{option}: {text!r} is not allowed; give numbers with commas: 28,40,70,100")
+    return list(dict.fromkeys(tuple(map(int, part.split("-"))) for part in parts))
+
+
+def _yaml(value: Sequence[int]) -> str:
+    return str(value[0]) if len(value) == 1 else str(list(value))

@@ -20,6 +20,7 @@ from resvae.errors import ResvaeError
 from resvae.storage import best_checkpoint, read_checkpoint
 from resvae.training.callbacks import ImageGrids
 from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint, StepCheckpoint
+from resvae.training.classifier import LitClassifier
 from resvae.training.loggers import Tracker, drop_rows_after, make_loggers
 from resvae.training.module import LitVAE
 from resvae.training.summary import Summary
@@ -60,13 +61,20 @@ class RunCLI(LightningCLI):
             "--save_every_n_steps", type=int, default=500, help="how often checkpoints/last.ckpt is written"
         )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.set_defaults({"early_stopping.patience": 50, "early_stopping.verbose": False})
+        if self._model_class is LitClassifier:
+            parser.set_defaults(
+                {
+                    "early_stopping.monitor": "val/error",
+                    "model.classifier": {"class_path": "resvae.ResNetClassifier"},
+                }
+            )
+            return
         parser.add_lightning_class_args(ImageGrids, "images")
         parser.set_defaults(
             {
                 "early_stopping.monitor": "val/loss",
-                "early_stopping.patience": 50,
                 "early_stopping.min_delta": 0.1,
-                "early_stopping.verbose": False,
                 "model.vae": {"class_path": "resvae.VAE"},
             }
         )
@@ -115,14 +123,12 @@ class RunCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse what does not fit together while nothing is written yet; then make the run's folder."""
         data, model = self.datamodule, self.model
-        if data.image_shape != model.vae.image_shape:
-            raise ResvaeError(
-                f"model.vae.image_shape: {model.vae.image_shape} is not allowed; the images are {data.image_shape}"
-            )
+        model.refuse_data(data)
         monitor = self.config.fit.early_stopping.monitor
         if monitor not in model.monitored():
             raise ResvaeError(f"early_stopping.monitor: {monitor} is not logged; one of {', '.join(model.monitored())}")
-        if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+        timed = self.config.fit.trainer.max_time is not None
+        if not timed and self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             model.schedule.at(math.inf)
         if self.resumed is not None:
             model.refuse_other(self.resumed)
@@ -139,6 +145,12 @@ class RunCLI(LightningCLI):
                 for path in callback.latest:
                     print(f"wrote {path}")
         print(f"wrote {best_checkpoint(self.folder)}")
+
+    def before_validate(self) -> None:
+        """Refuse data that do not fit the model."""
+        self.model.refuse_data(self.datamodule)
+
+    before_test = before_validate
 
     def after_test(self) -> None:
         """The figures again, in a line a person reads."""
@@ -167,8 +179,9 @@ def run(arguments: list[str]) -> None:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA": known on a CPU
     torch.set_float32_matmul_precision("high")
+    rest = _with_environment(verb, rest)
     RunCLI(
-        LitVAE,
+        LitClassifier if _names_classifier(rest) else LitVAE,
         ImageDataModule,
         seed_everything_default=0,
         save_config_callback=SaveConfigCallback if verb == "fit" else None,
@@ -183,8 +196,24 @@ def run(arguments: list[str]) -> None:
         },
         parser_kwargs={"exit_on_error": False},
         auto_configure_optimizers=False,
-        args=[verb, *_with_environment(verb, rest)],
+        args=[verb, *rest],
     )
+
+
+def _names_classifier(arguments: list[str]) -> bool:
+    """Whether the arguments or the configuration files among them speak of ``model.classifier``."""
+    for i, argument in enumerate(arguments):
+        option, _, value = argument.partition("=")
+        if option == "--model.classifier" or option.startswith("--model.classifier."):
+            return True
+        if option in ("-c", "--config"):
+            try:
+                content = yaml.safe_load(Path(value or "".join(arguments[i + 1 : i + 2])).read_text())
+            except (OSError, ValueError, yaml.YAMLError):  # the parser will say it better
+                continue
+            if isinstance(content, dict) and "classifier" in (content.get("model") or ()):
+                return True
+    return False
 
 
 def _with_environment(verb: str, arguments: list[str]) -> list[str]:

@@ -5,23 +5,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, Timer
+
 from resvae.errors import ResvaeError
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then constant, cosine, or halved when the validation loss stalls.
+    """Linear warm-up, then constant, cosine, lowered in steps, or halved when the validation loss stalls.
+
+    The cosine ends with the run: at its last update or, with ``trainer.max_time``, when its time is over, whichever is
+    nearer. A rate that follows the clock is another in every run: training by time cannot be repeated bit for bit.
 
     Args:
-        kind: ``constant``; ``cosine`` down to ``final`` times the rate at the last step; ``plateau`` (the article's).
+        kind: ``constant``; ``cosine`` down to ``final`` times the rate at the end; ``steps``: times
+            ``factor`` at each milestone (He 2015); ``plateau`` (the article's).
         warmup_steps: updates of linear warm-up; not with ``plateau``.
         final: where ``cosine`` ends, as a share of the rate.
-        factor, patience, min_lr: ``plateau``: multiply by ``factor`` after ``patience`` epochs without progress.
+        milestones: of ``steps``: after how many updates.
+        factor, patience, min_lr: ``plateau``: times ``factor`` after ``patience`` epochs without progress.
     """
 
-    kind: Literal["constant", "cosine", "plateau"] = "cosine"
+    kind: Literal["constant", "cosine", "steps", "plateau"] = "cosine"
     warmup_steps: int = 100
     final: float = 0.0
+    milestones: tuple[int, ...] = ()
     factor: float = 0.5
     patience: int = 25
     min_lr: float = 1e-6
@@ -33,18 +42,46 @@ class Schedule:
             raise ResvaeError(
                 f"schedule.warmup_steps: {self.warmup_steps} is not allowed with kind plateau; set it to 0"
             )
+        if (self.kind == "steps") != bool(self.milestones):
+            raise ResvaeError(
+                f"schedule.milestones: {self.milestones} is not allowed with kind {self.kind}; "
+                "steps needs one or more, the other kinds none"
+            )
 
-    def at(self, total_steps: float) -> Callable[[int], float]:
-        """The factor on the learning rate as a function of the update's number."""
-        if self.kind == "cosine" and not math.isfinite(total_steps):
-            raise ResvaeError("schedule.kind: cosine needs an end; set trainer.max_epochs or trainer.max_steps")
+    def of(self, trainer: pl.Trainer) -> Callable[[int], float]:
+        """``at`` for a trainer's updates and time; after a resume the time goes on from the checkpoint's."""
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
+        if timer is None or (remaining := timer.time_remaining()) is None:
+            return self.at(trainer.estimated_stepping_batches)
+        duration = remaining + timer.time_elapsed()
+
+        def elapsed() -> float:
+            # The first process's clock: ranks with rates of their own would drift apart.
+            return trainer.strategy.broadcast(timer.time_elapsed()) / duration
+
+        return self.at(trainer.estimated_stepping_batches, elapsed)
+
+    def at(self, total_steps: float, elapsed: Callable[[], float] | None = None) -> Callable[[int], float]:
+        """The factor on the learning rate as a function of the update's number.
+
+        Args:
+            total_steps: updates of the whole run; infinite where nothing bounds them.
+            elapsed: the share of the run's time that has gone, 0 to 1, where its time is bounded.
+        """
+        if self.kind == "cosine" and elapsed is None and not math.isfinite(total_steps):
+            raise ResvaeError(
+                "schedule.kind: cosine needs an end; set trainer.max_epochs, trainer.max_steps or trainer.max_time"
+            )
 
         def factor(step: int) -> float:
             warm = min(1.0, (step + 1) / (self.warmup_steps + 1))
+            if self.kind == "steps":
+                return warm * self.factor ** sum(step >= milestone for milestone in self.milestones)
             if self.kind != "cosine":
                 return warm
             progress = (step - self.warmup_steps) / max(1.0, total_steps - self.warmup_steps)
-            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
-            return warm * (self.final + (1 - self.final) * cosine)
+            progress = max(0.0, progress, elapsed() if elapsed else 0.0)
+            return warm * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
         return factor

@@ -16,7 +16,8 @@ class Summary(Callback):
     """Prints a line an epoch and keeps ``summary.json`` in the run's folder: what a table of runs is made of.
 
     Losses are minima over the epochs, as in the article's table; the bits/dim is that of the epoch with the best
-    validation loss. All goes on after a resume.
+    validation loss. A classifier's validation figures are all those of the epoch with the lowest error. All goes on
+    after a resume.
     """
 
     def __init__(self, folder: Path):
@@ -29,7 +30,7 @@ class Summary(Callback):
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         print(
-            f"{type(pl_module.vae).__name__}, {parameters:,} parameters, on {data.num_train:,} images "
+            f"{type(pl_module.model).__name__}, {parameters:,} parameters, on {data.num_train:,} images "
             f"({data.num_val:,} to validate) -> {self.folder}",
             flush=True,
         )
@@ -40,10 +41,11 @@ class Summary(Callback):
         metrics |= _throughput(trainer).metrics()  # it logs after this callback
         if math.isfinite(metrics.get("train/loss", math.nan)):
             self.best["train_loss"] = min(metrics["train/loss"], self.best.get("train_loss", math.inf))
-        if metrics.get("val/loss", math.inf) < self.best.get("val_loss", math.inf):
+        deciding, kept = ("val/error", "error") if "val/error" in metrics else ("val/loss", "val_loss")
+        if metrics.get(deciding, math.inf) < self.best.get(kept, math.inf):
             self.best["val_loss"] = metrics["val/loss"]
             self.best["epoch"] = trainer.current_epoch + 1
-            for name in ("bits_per_dim", "loss_over_floor", "kl"):
+            for name in ("bits_per_dim", "loss_over_floor", "kl", "error"):
                 if f"val/{name}" in metrics:
                     self.best[name] = metrics[f"val/{name}"]
         self._write(trainer, pl_module, "running")
@@ -58,7 +60,9 @@ class Summary(Callback):
         s = self.summary
         lines = [f"ended: {s['ended']}; {s['epochs']} epochs, {s['steps']:,} updates, {s['seconds']:,.0f} s"]
         if "val_loss" in s:
-            figure = f"validation loss {s['val_loss']:.2f} nats an image"
+            figure = f"validation loss {s['val_loss']:.{4 if 'error' in s else 2}f} nats an image"
+            if "error" in s:
+                figure += f", error {s['error']:.2%}"
             if "bits_per_dim" in s:
                 figure += f", {s['bits_per_dim']:.4f} bits/dim"
             if "loss_over_floor" in s:
@@ -77,11 +81,11 @@ class Summary(Callback):
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, ended: str) -> None:
         if not trainer.is_global_zero:
             return
-        vae: Any = pl_module.vae
+        model: Any = pl_module.model
         self.summary = {
             "name": self.folder.name,
-            "model": type(vae).__name__,
-            "arguments": vae.arguments,
+            "model": type(model).__name__,
+            "arguments": model.arguments,
             "parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             "seconds": _throughput(trainer).metrics()["seconds"],
             "epochs": trainer.current_epoch + (ended == "running"),
@@ -120,7 +124,9 @@ def _line(epoch: int, metrics: dict[str, float]) -> str:
     parts = [f"epoch {epoch:4d}"]
     for split in ("train", "val"):
         if f"{split}/loss" in metrics:
-            text = f"{split} {metrics[f'{split}/loss']:.2f}"
+            text = f"{split} {metrics[f'{split}/loss']:.{4 if f'{split}/error' in metrics else 2}f}"
+            if f"{split}/error" in metrics:
+                text += f" ({metrics[f'{split}/error']:.2%} wrong)"
             if f"{split}/bits_per_dim" in metrics:
                 text += f" ({metrics[f'{split}/bits_per_dim']:.4f} bits/dim)"
             if f"{split}/loss_over_floor" in metrics:

@@ -1,5 +1,6 @@
 import json
 import math
+import subprocess
 from dataclasses import asdict, fields
 
 import pytest
@@ -164,21 +165,71 @@ def test_floats_and_uint8_give_one_report():
 def test_json_and_table():
     report = evaluate(small(), [images()], num_samples=4)
     read = json.loads(report.json())
-    assert read == asdict(report) | {"kl_levels": list(report.kl_levels)}
+    assert read == json.loads(json.dumps(asdict(report)))
+    assert [bound["k"] for bound in read["importance_curve"]] == [1, 4]
     table = report.table().splitlines()
     assert all(row.count("|") == table[0].count("|") == 3 for row in table if not row.startswith("|-"))
     rows = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in table}
     assert rows["ELBO, nats"] == f"{report.elbo:.2f}"
     assert rows["KL, nats"] == f"{report.kl:.2f}"
     assert rows["IW-4 bound, nats"] == f"{report.importance_weighted:.2f}"
+    assert rows["IW-1 bound, nats"] == f"{report.importance_curve[0].nats:.2f}"
     assert rows["bits/dim (ELBO)"] == f"{report.bits_per_dim:.4f}"
     assert rows["active units"] == f"{report.active_units} of 5"
     assert rows["PSNR, dB"] == f"{report.psnr:.2f}"
     assert "7 images" in table[0]
+    named = evaluate(small(), [images()], source="runs/a", data="cifar10", split="val")
+    assert "7 cifar10 val images" in named.table().splitlines()[0]
+    assert "runs/a" in named.protocol()
+    assert "latent_dim=5" in named.protocol()
+
+
+def test_the_bound_of_the_first_images_only():
+    vae, x = small().eval(), images(7)
+    report = evaluate(vae, x.split(3), 2, 4, iw_images=4)
+    torch.manual_seed(4)
+    bounds = []
+    for batch, kept in zip(x.split(3), (3, 1, 0), strict=True):
+        vae.elbo(batch)
+        if kept:
+            bounds.append(vae.log_likelihood(batch[:kept], 2))
+    close(report.importance_weighted, torch.cat(bounds).mean().item())
+    assert (report.images, report.iw_images) == (7, 4)
+    assert "IW-2 bound, nats, first 4 images" in report.table()
+
+
+def test_the_commit_is_that_of_the_checkout_that_tracks_the_package(tmp_path, monkeypatch):
+    def git(*arguments):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    module = tmp_path / "report.py"
+    module.touch()
+    monkeypatch.setattr("resvae.evaluation.report.__file__", str(module))
+    vae = small()
+    assert evaluate(vae, [images()]).commit is None  # no checkout
+    git("init")
+    git("commit", "--allow-empty", "-m", "one")
+    assert evaluate(vae, [images()]).commit is None  # a checkout of something else
+    git("add", "report.py")
+    git("commit", "-m", "two")
+    report = evaluate(vae, [images()])
+    assert report.commit == git("rev-parse", "HEAD")
+    assert f" at {report.commit}," in report.protocol()
+
+
+def test_submodules_keep_their_own_modes():
+    vae = small().train()
+    vae.encoder.eval()
+    evaluate(vae, [images()])
+    assert vae.training
+    assert not vae.encoder.training
 
 
 def test_refusals():
     vae = small().train()
+    with pytest.raises(ResvaeError, match="iw_images: 0"):
+        evaluate(vae, [images()], iw_images=0)
     with pytest.raises(ResvaeError, match="num_samples: 0"):
         evaluate(vae, [images()], 0)
     with pytest.raises(ResvaeError, match="none to evaluate"):
@@ -192,4 +243,12 @@ def test_8x8_images_have_a_report_too():
     report = evaluate(small(shape=(1, 8, 8)), [images(5, (1, 8, 8))])
     assert report.images == 5
     assert math.isfinite(report.psnr)
+    assert report.ssim is not None
     assert -1 <= report.ssim <= 1
+
+
+def test_images_smaller_than_the_window_have_no_ssim():
+    report = evaluate(small(shape=(1, 4, 4)), [images(5, (1, 4, 4))])
+    assert report.ssim is None
+    assert "SSIM" not in report.table()
+    assert math.isfinite(report.psnr)

@@ -1,11 +1,12 @@
-"""A sweep: one run a depth, nothing done twice, what was stopped goes on, and the table."""
+"""A sweep: one run a value and seed, nothing done twice, what was stopped goes on, and the table."""
 
 import csv
+import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from PIL import Image
 import resvae
 from resvae.cli import main
 from resvae.errors import ResvaeError
-from resvae.studies import sweep as study
+from resvae.studies import runs as studied
+from resvae.studies.runs import Run
+from resvae.studies.sweep import Match, _values
 
 CONFIG = """
 seed_everything: 0
@@ -51,17 +54,39 @@ def in_process(monkeypatch) -> list[list[str]]:
         calls.append(command[3:])
         return subprocess.CompletedProcess(command, main(command[3:]))
 
-    monkeypatch.setattr(study.subprocess, "run", run)
+    monkeypatch.setattr(studied.subprocess, "run", run)
     return calls
 
 
-def arguments(folder: Path, depths: str) -> list[str]:
+@pytest.fixture
+def not_run(monkeypatch) -> list[tuple[list[str], dict]]:
+    """Runs that only say that they have ended; the arguments and the environment of each are kept."""
+    calls: list[tuple[list[str], dict]] = []
+
+    def run(command, env, stdout, **_):
+        calls.append((command[3:], env))
+        options = dict(itertools.pairwise(command))
+        folder = Path(options["--runs"]) / options["--name"]
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints/last.ckpt").touch()
+        summary = {"name": folder.name, "model": "VAE", "arguments": {}, "parameters": 7, "seconds": 36.0, "epochs": 1}
+        summary |= {"train_loss": 3.0, "val_loss": 3.0 + len(calls), "ended": "all 1 epochs done"}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        if stdout:
+            stdout.write("this run's own line")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(studied.subprocess, "run", run)
+    return calls
+
+
+def arguments(folder: Path, values: str, option: str = "--depths") -> list[str]:
     (folder / "config.yaml").write_text(CONFIG)
-    return ["sweep", "--config", str(folder / "config.yaml"), "--depths", depths, "--runs", str(folder), "--name", "s"]
+    return ["sweep", "--config", str(folder / "config.yaml"), option, values, "--runs", str(folder), "--name", "s"]
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "s/depths.csv").open() as file:
+def rows(folder: Path, name: str = "depths") -> list[dict[str, str]]:
+    with (folder / f"s/{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
@@ -100,25 +125,22 @@ def test_it_trains_each_depth_once_and_ends_in_the_table(tmp_path, in_process, c
     assert [row["depth"] for row in rows(tmp_path)] == ["16", "22", "28"]
 
 
-def test_a_run_that_was_killed_goes_on(tmp_path, in_process, capsys):
+def test_a_run_that_was_killed_goes_on(tmp_path, in_process, monkeypatch, capsys):
     command = arguments(tmp_path, "16")
     (tmp_path / "killed.py").write_text(KILLED)
-    fit = [
-        "fit",
-        *command[1:3],
-        "--model.vae.init_args.depth=16",
-        "--runs",
-        str(tmp_path / "s"),
-        "--name",
-        "depth_0016",
-    ]
-    killed = [sys.executable, str(tmp_path / "killed.py"), *fit]
     environment = os.environ | {"PYTHONPATH": str(Path(resvae.__file__).parent.parent)}
-    with subprocess.Popen(killed, env=environment) as process:  # `run` is replaced
-        code = process.wait(timeout=120)
-    assert code == -signal.SIGKILL
+
+    def run(command, **_):
+        with subprocess.Popen([sys.executable, str(tmp_path / "killed.py"), *command[3:]], env=environment) as process:
+            return subprocess.CompletedProcess(command, process.wait(timeout=120))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(studied.subprocess, "run", run)
+        assert main(command) == 2
+    output = capsys.readouterr()
+    assert output.err.endswith("sweep: failed: depth 16; the same command goes on with what is left\n")
+    assert "| running |" in output.out
     run = tmp_path / "s/depth_0016"
-    assert json.loads((run / "summary.json").read_text())["ended"] == "running"
     assert main(command) == 0
     assert in_process[0][-2:] == ["--ckpt_path", str(run / "checkpoints/last.ckpt")]
     assert "depth 16: resumes" in capsys.readouterr().out
@@ -135,28 +157,178 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_own_folder
     assert [row["depth"] for row in rows(tmp_path)] == ["16"]
 
 
-def test_a_run_that_fails_stops_the_sweep_and_keeps_the_others(tmp_path, in_process, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments(tmp_path, "16,29"))
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()  # the run's own, not told twice
-    assert "depth: 29 is not allowed" in line
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, in_process, capsys):
+    assert main(arguments(tmp_path, "29,16")) == 2
+    refused, told = capsys.readouterr().err.splitlines()
+    assert "depth: 29 is not allowed" in refused
+    assert told == "resvae: error: sweep: failed: depth 29; the same command goes on with what is left"
     assert [row["depth"] for row in rows(tmp_path)] == ["16"]
 
 
-def test_the_reported_figures_stand_beside_the_references_own(tmp_path):
-    summary = {"parameters": 1, "seconds": 3600.0, "epochs": 1, "val_loss": 2.0, "ended": "all 1 epochs done"}
-    for depth, model in ((28, "ReferenceVAE"), (40, "VAE")):
-        run = tmp_path / f"depth_{depth:04d}"
-        run.mkdir()
-        (run / "summary.json").write_text(json.dumps({**summary, "name": run.name, "model": model}))
-    lines = study.table(tmp_path).splitlines()
-    assert "reported validation loss" in lines[0]
-    assert "1,794.7" in lines[2]
-    assert "1,795.7" not in lines[3]
+@pytest.mark.parametrize("option", ["levels", "stochastic_depths"])
+def test_a_value_and_a_seed_are_arguments_of_fit(tmp_path, not_run, option):
+    assert main([*arguments(tmp_path, "2,4", f"--{option}"), "--seeds", "0,3", "--trainer.max_epochs", "1"]) == 0
+    field = option.removesuffix("s") if option != "levels" else option
+    wanted = [(value, seed) for value in (2, 4) for seed in (0, 3)]
+    for (call, _), (value, seed) in zip(not_run, wanted, strict=True):
+        assert call[:3] == ["fit", "--config", str(tmp_path / "config.yaml")]
+        assert call[3:7] == [
+            "--trainer.max_epochs",
+            "1",
+            f"--model.vae.init_args.{field}={value}",
+            f"--seed_everything={seed}",
+        ]
+        assert call[7:] == ["--name", f"{field}_{value:04d}_seed_{seed}", "--runs", str(tmp_path / "s")]
+    table = rows(tmp_path, option)
+    assert [(row[field], row["seeds"]) for row in table] == [("2", "2"), ("4", "2")]
+    assert [float(row["validation loss"]) for row in table] == [4.5, 6.5]  # 4 and 5, 6 and 7
+    assert [float(row["validation loss ±"]) for row in table] == pytest.approx([0.5**0.5] * 2)
+    assert [float(row["train loss ±"]) for row in table] == [0, 0]
+    assert [(row[field], row["seed"], row["validation loss"]) for row in rows(tmp_path, f"{option}_runs")] == [
+        (str(value), str(seed), f"{4.0 + i}") for i, (value, seed) in enumerate(wanted)
+    ]
+    assert main([*arguments(tmp_path, "2,4", f"--{option}"), "--seeds", "0,3", "--trainer.max_epochs", "1"]) == 0
+    assert len(not_run) == 4
 
 
-@pytest.mark.parametrize("depths", ["", "a", "16,,22", "16;22"])
-def test_depths_that_are_no_numbers_are_refused(depths):
-    with pytest.raises(ResvaeError, match="give numbers with commas"):
-        study._depths(depths)
+def test_a_number_a_resolution_is_a_tuple(tmp_path, not_run):
+    assert main(arguments(tmp_path, "1-2-2-1,1-1-1-1", "--levels")) == 0
+    assert not_run[0][0][3:6] == ["--model.vae.init_args.levels=[1, 2, 2, 1]", "--name", "levels_1-2-2-1"]
+    assert [row["levels"] for row in rows(tmp_path, "levels")] == ["1-1-1-1", "1-2-2-1"]
+
+
+def test_the_same_time_or_updates_end_every_run_whatever_the_configuration_says(tmp_path, not_run):
+    assert main([*arguments(tmp_path, "16"), "--match", "time", "--seconds", "300"]) == 0
+    limits = ['--trainer.max_time={"seconds": 300}', "--trainer.max_epochs=-1", "--trainer.max_steps=-1"]
+    assert not_run[0][0][3:6] == limits
+    assert main([*arguments(tmp_path, "16"), "--match", "steps", "--steps", "40", "--name", "t"]) == 0
+    limits = ["--trainer.max_time=null", "--trainer.max_epochs=-1", "--trainer.max_steps=40"]
+    assert not_run[1][0][3:6] == limits
+
+
+def test_equal_parameters_are_widths_of_each_run(tmp_path, not_run, capsys):
+    command = [*arguments(tmp_path, "16,28"), "--match", "params,steps", "--steps", "40", "--params", "9000"]
+    assert main(command) == 0
+    told = [line.split("widths ")[1].split("), ")[0] + ")" for line in capsys.readouterr().out.splitlines()[:2]]
+    for (call, _), depth, widths in zip(not_run, (16, 28), told, strict=True):
+        assert call[6:8] == [
+            f"--model.vae.init_args.depth={depth}",
+            f"--model.vae.init_args.widths={widths.replace('(', '[').replace(')', ']')}",
+        ]
+    assert told[0] != told[1]
+    assert main(command) == 0
+    assert "widths" not in capsys.readouterr().out  # nothing is solved for runs that have ended
+
+
+def test_jobs_share_the_cores_and_keep_their_output_apart(tmp_path, not_run, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(5))
+    assert main([*arguments(tmp_path, "16,22,28"), "--jobs", "2"]) == 0
+    assert [environment["OMP_NUM_THREADS"] for _, environment in not_run] == ["2"] * 3
+    assert {path.name for path in tmp_path.glob("s/*.log")} == {f"depth_00{depth}.log" for depth in (16, 22, 28)}
+    assert (tmp_path / "s/depth_0016.log").read_text() == "this run's own line"
+    assert [row["depth"] for row in rows(tmp_path)] == ["16", "22", "28"]
+
+
+@pytest.mark.parametrize(
+    ("more", "config", "told"),
+    [
+        (["--match", "steps", "--steps", "9"], CONFIG, "another match"),
+        (["--trainer.max_epochs", "3"], CONFIG, "another overrides"),
+        ([], CONFIG.replace("latent_dim: 4", "latent_dim: 5"), "another config"),
+    ],
+)
+def test_runs_that_were_trained_otherwise_are_not_taken_for_these(tmp_path, not_run, capsys, more, config, told):
+    command = arguments(tmp_path, "16")
+    assert main(command) == 0
+    (tmp_path / "config.yaml").write_text(config)
+    before = (tmp_path / "s/depths.csv").read_text()
+    assert main([*command, *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert "choose another --name" in line
+    (tmp_path / "config.yaml").write_text("# a comment\n" + CONFIG)
+    assert main(command) == 0
+    assert len(not_run) == 1
+    assert (tmp_path / "s/depths.csv").read_text() == before
+
+
+def test_what_failed_before_anything_was_trained_can_be_corrected(tmp_path, in_process, capsys):
+    command = arguments(tmp_path, "16")
+    assert main([*command, "--model.vae.latent_dim", "0"]) == 2
+    assert main([*command, "--model.vae.latent_dim", "2", "--trainer.max_epochs", "1"]) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_a_run_ends_with_the_sweep_that_was_killed(tmp_path):
+    run, pid = tmp_path / "run", tmp_path / "pid"
+    run.write_text(f"#!/bin/sh\necho $$ > {pid}.new && mv {pid}.new {pid}\nexec sleep 60\n")
+    run.chmod(0o755)
+    (tmp_path / "sweep.py").write_text(
+        "import pathlib, runpy, sys\n"
+        f"Run = runpy.run_path({studied.__file__!r})['Run']\n"
+        f"sys.executable, folder = {str(run)!r}, pathlib.Path({str(tmp_path)!r})\n"
+        "Run(folder, 'depth', (16,)).train({}, False)\n"
+    )
+    with subprocess.Popen([sys.executable, str(tmp_path / "sweep.py")]) as sweep:
+        while not pid.is_file():
+            assert sweep.poll() is None
+            time.sleep(0.05)
+        child = Path(f"/proc/{pid.read_text().strip()}")
+        assert child.exists()
+        sweep.kill()
+    for _ in range(100):
+        if not child.exists() or ") Z " in (child / "stat").read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("the run goes on")
+
+
+@pytest.mark.parametrize("values", ["", "a", "16,,22", "16;22", "1-,2", "-1"])
+def test_values_that_are_no_numbers_are_refused(values):
+    with pytest.raises(ResvaeError, match=r"levels: .* give numbers with commas"):
+        _values("levels", values)
+
+
+def test_values_are_numbers_or_tuples_each_once():
+    assert _values("levels", "1, 2-2,1") == [(1,), (2, 2)]
+    assert Run(Path("s"), "levels", (2, 2), 0).name == "levels_2-2_seed_0"
+
+
+BAD = {
+    "no axis": (["--config", "c.yaml"], ["--config and one of --depths, --levels, --stochastic_depths are needed"]),
+    "two axes": (["--config", "c.yaml", "--depths", "16", "--levels", "2"], ["--levels", "--depths", "not allowed"]),
+    "a match that is none": (["--match", "flops"], ["match: flops is not allowed"]),
+    "two ends": (["--match", "time,steps", "--seconds", "1", "--steps", "1"], ["match: time,steps is not allowed"]),
+    "time without seconds": (["--match", "params,time"], ["match: time needs --seconds"]),
+    "steps without number": (["--match", "steps"], ["match: steps needs --steps"]),
+    "seconds without time": (["--seconds", "3"], ["seconds: 3 is not allowed without --match time"]),
+    "no time": (["--match", "time", "--seconds", "0"], ["seconds: 0 is not allowed; at least 1"]),
+    "no jobs": (["--jobs", "0"], ["jobs: 0 is not allowed"]),
+    "jobs that are no number": (["--jobs", "many"], ["--jobs", "many"]),
+    "seeds that are tuples": (["--seeds", "1-2"], ["seeds: '1-2' is not allowed"]),
+    "no cores": (["--ray", "local", "--cpus", "0"], ["--cpus 0"]),
+}
+
+
+@pytest.mark.parametrize(("more", "told"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line(tmp_path, not_run, capsys, more, told):
+    command = ["sweep", *more] if "--config" in more else [*arguments(tmp_path, "16"), *more]
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    for part in told:
+        assert part in line
+    assert not (tmp_path / "s").exists()
+    assert not not_run
+
+
+def test_ray_that_is_not_installed_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("resvae.studies.remote.find_spec", lambda _: None)
+    assert main([*arguments(tmp_path, "16"), "--ray", "local"]) == 2
+    assert capsys.readouterr().err == "resvae: error: sweep: --ray needs the extra resvae[ray]\n"
+
+
+def test_a_match_keeps_only_its_own_numbers():
+    assert Match(("params",), params=5).limits() == ()
+    with pytest.raises(ResvaeError, match="params: 5 is not allowed without --match params"):
+        Match((), params=5)

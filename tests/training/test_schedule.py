@@ -2,10 +2,16 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError
+from resvae.models import VAE
+from resvae.training.module import LitVAE
 from resvae.training.schedule import Schedule
 
 
@@ -51,3 +57,51 @@ def test_a_bad_value_is_refused_by_name():
         Schedule(warmup_steps=-1)
     with pytest.raises(ResvaeError, match=r"schedule\.warmup_steps: 5 is not allowed with kind plateau"):
         Schedule("plateau", warmup_steps=5)
+
+
+def test_cosine_follows_whichever_of_time_and_updates_is_nearer_its_end():
+    clock = SimpleNamespace(elapsed=0.0)
+    factor = Schedule("cosine", warmup_steps=2).at(math.inf, lambda: clock.elapsed)
+    assert [factor(step) for step in range(3)] == pytest.approx([1 / 3, 2 / 3, 1])
+    clock.elapsed = 0.5
+    assert factor(3) == pytest.approx(0.5)
+    assert Schedule("cosine", warmup_steps=0).at(4, lambda: clock.elapsed)(3) < 0.2  # three of four updates are done
+    clock.elapsed = 1.2  # the last validation takes its time
+    assert factor(4) == 0
+
+
+class Clock(Callback):
+    """A clock that goes 10 seconds an update; notes each update's rate."""
+
+    def __init__(self, monkeypatch, now: float, stop: int | None = None):
+        self.now, self.stop, self.rates = now, stop, []
+        timer = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr("pytorch_lightning.callbacks.timer.time", timer)
+
+    def on_train_batch_start(self, trainer, *_):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"] / 1e-3)
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop |= trainer.global_step == self.stop
+
+    def on_before_zero_grad(self, *_):
+        self.now += 10
+
+
+@pytest.mark.filterwarnings("ignore:.*many workers.*", "ignore:.*LeafSpec.*", "ignore:Checkpoint directory.*")
+def test_cosine_ends_with_the_time_and_goes_on_with_it_after_a_resume(tmp_path, monkeypatch):
+    def fit(clock: Clock, checkpoint: str | None = None) -> int:
+        vae = VAE((1, 1), 2, (1, 8, 8), (4, 4), (1, 2))
+        model = LitVAE(vae, schedule=Schedule("cosine", warmup_steps=0), ema_decay=0)
+        save = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1)
+        options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+        trainer = pl.Trainer(callbacks=[clock, save], max_epochs=-1, max_time={"seconds": 100}, **options)
+        trainer.fit(model, ImageDataModule("digits", batch_size=32, validation=20, limit=96), ckpt_path=checkpoint)
+        return trainer.global_step
+
+    whole = [(1 + math.cos(math.pi * tenths / 10)) / 2 for tenths in range(10)]
+    first = Clock(monkeypatch, now=7.0, stop=4)
+    assert fit(first) == 4
+    second = Clock(monkeypatch, now=5000.0)
+    assert fit(second, str(tmp_path / "last.ckpt")) == 10
+    assert first.rates + second.rates == pytest.approx(whole, abs=1e-6)

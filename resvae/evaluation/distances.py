@@ -1,0 +1,131 @@
+"""Fréchet and kernel distances between real and generated images, in the features of a network of one's choice."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from resvae.errors import ResvaeError
+from resvae.evaluation.isolation import isolated
+from resvae.models import ImageVAE, ResNetClassifier
+from resvae.models.images import to_unit
+
+KID_SUBSET = 1000
+GENERATED = "the mean of p(x|z) at temperature 1, rounded to uint8"
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How far generated images lie from real ones. Figures of different networks do not compare."""
+
+    features: str  # the network's name
+    num_features: int
+    real: int
+    generated: int
+    pixels: str  # what the generated images are
+    fid: float  # Heusel 2017; biased upwards, the more the fewer images
+    kid: float  # Bińkowski 2018, unbiased; the mean over 100 random subsets
+    kid_deviation: float | None  # over the subsets; None where each holds all images
+    kid_subset: int
+
+
+def distances(
+    features: nn.Module, real: Iterable[Tensor], generated: Iterable[Tensor], name: str, seed: int = 0
+) -> Distances:
+    """FID and KID between two sets of images, by torchmetrics.
+
+    Args:
+        features: images to vectors ``[B, F]``, on the images' device.
+        real, generated: batches of images as ``features`` takes them.
+        name: of the network; it stands beside the figures.
+        seed: of KID's subsets.
+
+    Raises:
+        ResvaeError: fewer than two images in either set.
+    """
+    with isolated(features, seed):
+        a, b = (torch.cat([features(x) for x in batches]) for batches in (real, generated))
+        subset = min(KID_SUBSET, len(a), len(b))
+        if subset < 2:
+            raise ResvaeError(f"images: {len(a)} real and {len(b)} generated are not allowed; at least 2 of each")
+        # Both metrics take the features as they are: the network runs once, on images of any size.
+        fid = FrechetInceptionDistance(nn.Identity(), input_img_size=(1, 1, a.shape[1])).to(a.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that KID keeps all features: N x F numbers
+            kid = KernelInceptionDistance(nn.Identity(), subset_size=subset).to(a.device)
+        for metric in (fid, kid):
+            metric.update(a, real=True)
+            metric.update(b, real=False)
+        mean, deviation = kid.compute()
+        return Distances(
+            features=name,
+            num_features=a.shape[1],
+            real=len(a),
+            generated=len(b),
+            pixels=GENERATED,
+            fid=fid.compute().item(),
+            kid=mean.item(),
+            kid_deviation=deviation.item() if subset < max(len(a), len(b)) else None,
+            kid_subset=subset,
+        )
+
+
+def generate(vae: ImageVAE, num: int, seed: int = 0, batch_size: int = 250) -> Iterator[Tensor]:
+    """Batches of samples at temperature 1, uint8 ``[B, C, H, W]``: means of p(x|z), rounded to the 256 values."""
+    seeds = torch.Generator().manual_seed(seed)
+    for start in range(0, num, batch_size):
+        # A stream a batch: nothing of it is left between two batches, where the caller draws its own numbers.
+        with isolated(vae, int(torch.randint(2**62, (), generator=seeds))):
+            x = (255 * vae.sample(min(batch_size, num - start))).round().to(torch.uint8)
+        yield x
+
+
+class ClassifierFeatures(nn.Module):
+    """The penultimate layer: the encoder's last map, averaged over places, ``[B, channels[-1]]``."""
+
+    def __init__(self, classifier: ResNetClassifier):
+        super().__init__()
+        self.encoder = classifier.encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(2 * to_unit(x, self.encoder.image_shape) - 1).mean((2, 3))
+
+
+class InceptionFeatures(nn.Module):
+    """The 2048 features that published FIDs are made of, from uint8 images of 1 or 3 channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inception = FrechetInceptionDistance().inception
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inception(x.expand(-1, 3, -1, -1))
+
+
+def feature_network(name: str, image_shape: tuple[int, int, int], load: Callable[[str], Any]) -> nn.Module:
+    """The network of a name: ``inception``, or the penultimate layer of the classifier that ``load(name)`` gives.
+
+    Raises:
+        ResvaeError: no classifier; images of a shape that it does not take; Inception cannot be had.
+    """
+    if name == "inception":
+        if image_shape[0] not in (1, 3):
+            raise ResvaeError(f"features: inception takes images of 1 or 3 channels; these have {image_shape[0]}")
+        try:
+            return InceptionFeatures().eval()
+        except (ModuleNotFoundError, OSError) as error:
+            raise ResvaeError(
+                "features: inception needs the package torch-fidelity and its weights, which are downloaded"
+                f" ({' '.join(str(error).split())}); or name a trained ResNetClassifier: --features runs/classifier"
+            ) from error
+    classifier = load(name)
+    if not isinstance(classifier, ResNetClassifier):
+        raise ResvaeError(f"features: {name} is a {type(classifier).__name__}, not a ResNetClassifier")
+    if classifier.encoder.image_shape != image_shape:
+        raise ResvaeError(f"features: {name} takes images {classifier.encoder.image_shape}; these are {image_shape}")
+    return ClassifierFeatures(classifier).eval()

@@ -1,0 +1,120 @@
+"""What a linear classifier reads from a model's representations."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resvae.errors import ResvaeError
+from resvae.evaluation.isolation import isolated
+from resvae.models import ImageVAE
+from resvae.networks import ResNetEncoder
+
+LIMIT = 4096  # dimensions; longer vectors are projected at random to so many
+STRENGTHS = (1e-4, 1e-2, 1.0)  # C of the regression: a long vector needs less than a short one
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """The accuracy on test images of one representation."""
+
+    representation: str
+    dimensions: int  # that the regression saw
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Logistic regression on standardised features, its C chosen on a fifth of the training images."""
+
+    train_images: int
+    test_images: int
+    classes: int
+    scores: tuple[ProbeScore, ...]
+
+
+def probe(
+    vae: ImageVAE, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seed: int = 0, batch_size: int = 250
+) -> Probe:
+    """Train a linear classifier on each of a model's representations, and on the raw pixels.
+
+    Args:
+        vae: the model; its first ``ResNetEncoder`` gives the feature maps.
+        train, test: images ``[N, C, H, W]`` and labels ``[N]``.
+        seed: of the projections, the split that chooses C, and what noise the model draws.
+
+    Raises:
+        ResvaeError: a model without a ``ResNetEncoder``; labels of one class only, as unlabelled sets have.
+    """
+    (x, y), (test_x, test_y) = train, test
+    labels, test_labels = y.numpy(), test_y.numpy()
+    if len(np.unique(labels)) < 2:
+        raise ResvaeError("probe: all training images have one label; a data set with labels is needed")
+    projections: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
+
+    def reduced(h: Tensor) -> np.ndarray:
+        if h.shape[1] <= LIMIT:
+            return h.numpy()
+        if h.shape[1] not in projections:
+            projections[h.shape[1]] = _projection(h.shape[1], seed)
+        return projections[h.shape[1]](h.numpy())
+
+    features: list[dict[str, np.ndarray]] = []
+    for images in (x, test_x):
+        batches = [_representations(vae, part, seed) for part in images.split(batch_size)]
+        features.append({name: np.concatenate([reduced(batch[name]) for batch in batches]) for name in batches[0]})
+    scores = [
+        ProbeScore(name, h.shape[1], linear_probe(h, labels, features[1][name], test_labels, seed))
+        for name, h in features[0].items()
+    ]
+    return Probe(len(x), len(test_x), len(np.unique(labels)), tuple(scores))
+
+
+def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, seed: int) -> float:
+    """The test accuracy of logistic regression on features ``[N, F]``."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import train_test_split
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def fitted(strength: float, x: Any, y: Any) -> Any:
+        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000, tol=1e-3)).fit(x, y)
+
+    x, held_x, y, held_y = train_test_split(train, labels, test_size=0.2, random_state=seed)
+    best = max(STRENGTHS, key=lambda strength: fitted(strength, x, y).score(held_x, held_y))
+    return float(fitted(best, train, labels).score(test, test_labels))
+
+
+def _representations(vae: ImageVAE, x: Tensor, seed: int) -> dict[str, Tensor]:
+    """Name -> ``[B, F]`` on the CPU. Hooks read the maps: the model scales and feeds its encoder in its own way."""
+    encoder = next((module for module in vae.modules() if isinstance(module, ResNetEncoder)), None)
+    if encoder is None:
+        raise ResvaeError(f"probe: {type(vae).__name__} has no ResNetEncoder to read feature maps from")
+    maps: list[Tensor] = []
+    stages = [*list(encoder.stages)[:-1], encoder.final]
+    hooks = [stage.register_forward_hook(lambda *given: maps.append(given[2].mean((2, 3)))) for stage in stages]
+    try:
+        with isolated(vae, seed) as device:
+            mean = vae.posterior(x.to(device)).mean
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = {
+        "posterior mean": mean.flatten(1),
+        "encoder, last map": maps[-1],
+        "encoder, all stages": torch.cat(maps, 1),
+        "raw pixels": x.flatten(1),
+    }
+    return {name: h.float().cpu() for name, h in found.items()}
+
+
+def _projection(dimensions: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A fixed sparse random projection (Li 2006) to ``LIMIT`` dimensions; it keeps distances nearly as they are."""
+    from sklearn.random_projection import SparseRandomProjection
+
+    components: Any = LIMIT  # scikit-learn's own annotation knows its default only, a string
+    projection = SparseRandomProjection(components, dense_output=True, random_state=seed)
+    return projection.fit(np.zeros((1, dimensions), np.float32)).transform

@@ -1,0 +1,177 @@
+"""What every model's training shares, whatever its loss: guarded updates, the weights' average, checkpoints."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from resvae.errors import ResvaeError
+from resvae.storage import MODELS, describe
+from resvae.training.callbacks import ExponentialAverage, Throughput
+from resvae.training.guard import GradientGuard
+from resvae.training.schedule import Schedule
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The default optimiser: AdamW, rate 1e-3, weight decay .01, betas .9, .99."""
+    return AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
+
+
+class LitModel(pl.LightningModule, ABC):
+    """Holds one model under the name ``field``, in a configuration (``model.vae``) as in a checkpoint (``vae.``).
+
+    Args:
+        optimizer, schedule, ema_decay, precision: as ``LitVAE`` has them.
+        clip_norm: the gradient's largest norm.
+    """
+
+    field: ClassVar[str]
+
+    def __init__(
+        self,
+        optimizer: OptimizerFactory,
+        schedule: Schedule,
+        ema_decay: float,
+        precision: Precision,
+        clip_norm: float = math.inf,
+    ):
+        super().__init__()
+        if not 0 <= ema_decay < 1:
+            raise ResvaeError(f"ema_decay: {ema_decay} is not allowed; 0 (none) up to less than 1")
+        if not clip_norm > 0:
+            raise ResvaeError(f"clip_norm: {clip_norm} is not allowed; more than 0")
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.ema_decay = ema_decay
+        self.precision = precision
+        self.clip_norm = clip_norm
+        self.guard = GradientGuard()
+        self._rng: dict[str, Any] | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        return getattr(self, self.field)
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` that the model takes."""
+
+    @abstractmethod
+    def monitored(self) -> list[str]:
+        """What early stopping can watch: the names of the figures that validation logs an epoch."""
+
+    def refuse_data(self, data: Any) -> None:
+        """Raise ``ResvaeError`` where the images of an ``ImageDataModule`` do not fit the model."""
+        if data.image_shape != self.image_shape:
+            raise ResvaeError(
+                f"model.{self.field}.image_shape: {self.image_shape} is not allowed; the images are {data.image_shape}"
+            )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The throughput's measure and, with ``ema_decay``, the running average of the weights."""
+        return [Throughput(), *([ExponentialAverage(self.ema_decay)] if self.ema_decay else [])]
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser with its schedule; a plateau watches ``val/loss`` an epoch."""
+        optimizer = self.optimizer(self.model.parameters())
+        if self.schedule.kind == "plateau":
+            s = self.schedule
+            plateau = ReduceLROnPlateau(optimizer, factor=s.factor, patience=s.patience, min_lr=s.min_lr)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val/loss"}}
+        scheduler = LambdaLR(optimizer, self.schedule.of(self.trainer))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradient, or take it away where the guard refuses it: an optimiser passes over such parameters."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        value = norm.item()
+        if self.guard.accepts(value):
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+            self.log("train/grad_norm", value, on_step=False, on_epoch=True, batch_size=1)
+        else:
+            for parameter in parameters:
+                parameter.grad = None
+        self.log("train/skipped_updates", float(self.guard.skipped), on_step=False, on_epoch=True, reduce_fx="max")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the model is, the guard's statistics and the random states."""
+        if (here := self._description()) is not None:
+            checkpoint["resvae"] = here
+        checkpoint["guard"] = asdict(self.guard)
+        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            rng["cuda"] = torch.cuda.get_rng_state_all()
+        checkpoint["rng"] = rng
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another model's checkpoint; take over the guard's statistics and the random states."""
+        self.refuse_other(checkpoint)
+        if "guard" in checkpoint:
+            self.guard = GradientGuard(**checkpoint["guard"])
+        self._rng = checkpoint.get("rng")
+
+    def refuse_other(self, checkpoint: dict[str, Any]) -> None:
+        """Raise ``ResvaeError`` where the checkpoint holds another model than this one."""
+        here, there = self._description(), checkpoint.get("resvae")
+        if here is not None and here != there:
+            raise ResvaeError(
+                f"checkpoint: it holds {_brief(there, here)}, but this run's model is {_brief(here, there)}"
+            )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """After a resume, draw on from where the checkpoint left: nothing before the first step may spend noise."""
+        if self._rng is not None:
+            torch.set_rng_state(self._rng["cpu"])
+            if torch.cuda.is_available() and "cuda" in self._rng:
+                torch.cuda.set_rng_state_all(self._rng["cuda"])
+            self._rng = None
+            # Lightning's own count for the logs is off by one after some interruptions
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
+
+    def _description(self) -> dict[str, Any] | None:
+        """What the model is; None for one that only code can build: a user's own, or around a given encoder."""
+        known = type(self.model).__name__ in MODELS and self.model.arguments is not None
+        return describe(self.model) if known else None
+
+    def _log_means(self, split: str, values: dict[str, Tensor], num: int) -> None:
+        """Log the means over a batch of ``num`` images, to be averaged over the epoch."""
+        self.log_dict(
+            {f"{split}/{name}": value for name, value in values.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=num,
+            sync_dist=split != "train",
+        )
+
+
+def native_bf16(device: str) -> bool:
+    """Whether the hardware computes in bf16 natively: Ampere and later, AMX or AVX512-BF16 on CPUs."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return False
+
+
+def _brief(description: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
+    """The model's name with the arguments in which it differs from the other."""
+    if description is None:
+        return "no model of this package"
+    others = other["arguments"] if other and other["model"] == description["model"] else {}
+    shown = {k: v for k, v in description["arguments"].items() if others.get(k, v) != v or not others}
+    return f"{description['model']}({', '.join(f'{k}={v}' for k, v in shown.items())})"

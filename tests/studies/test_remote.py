@@ -1,0 +1,65 @@
+"""A sweep on Ray: the same table as without, also when a worker is killed in the middle."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CONFIG = """
+seed_everything: 0
+data: {name: digits, batch_size: 64, validation: 60, limit: 192}
+model:
+  vae:
+    class_path: resvae.VAE
+    init_args: {latent_dim: 4, image_shape: [1, 8, 8], widths: [8, 8], strides: [1, 2]}
+trainer: {max_epochs: 60, accelerator: cpu}
+images: {every_n_epochs: 0}
+tracker: none
+"""
+
+
+def start(folder: Path, name: str, *more: str) -> subprocess.Popen:
+    (folder / "config.yaml").write_text(CONFIG)
+    command = ["sweep", "--config", "config.yaml", "--depths", "16,22", "--seeds", "1", "--name", name, *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "resvae", *command], cwd=folder, env=environment)
+
+
+def rows(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / "runs" / name / "depths_runs.csv").open() as file:
+        return [{key: cell for key, cell in row.items() if key != "hours"} for row in csv.DictReader(file)]
+
+
+def worker_of(run: str) -> int:
+    """The process that waits for the run's own."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if run.encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                return int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:  # it has ended
+            continue
+    raise AssertionError(f"{run} does not run")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_a_killed_worker_costs_nothing_but_time(tmp_path):
+    pytest.importorskip("ray")
+    with start(tmp_path, "here") as here:
+        assert here.wait(timeout=300) == 0
+    with start(tmp_path, "there", "--ray", "local") as there:
+        run = tmp_path / "runs/there/depth_0022_seed_1"
+        while not (run / "checkpoints/last.ckpt").is_file():
+            assert there.poll() is None
+            time.sleep(0.01)
+        os.kill(worker_of(run.name), signal.SIGKILL)
+        assert there.wait(timeout=300) == 0
+    assert run.with_suffix(".log").read_text().count("parameters, on") == 2  # it has started twice
+    assert rows(tmp_path, "there") == rows(tmp_path, "here")
+    assert [row["epochs"] for row in rows(tmp_path, "here")] == ["60", "60"]
+    assert len(list((tmp_path / "runs/there").glob("depth_*_seed_1*/"))) == 2
