@@ -50,9 +50,8 @@ class HierarchicalVAE(ImageVAE):
                   +-------------------------------------------------------+
 
     A level shares the decoder's state h between prior and posterior (Soenderby et al. 2016; Child 2021), and its
-    posterior is relative to its prior: with m and s the prior's, mean m + s a and scale s e^b (after Vahdat & Kautz
-    2020, eq. 2). A level's KL is then (a^2 + e^2b - 1) / 2 - b however sharp its prior is, so that no level can blow
-    up. Priors start at N(0, 1), posteriors near them.
+    posterior is relative to its prior: with m and s the prior's, mean m + a and scale s e^b, so that the KL is
+    (a^2 / s^2 + e^2b - 1) / 2 - b (Vahdat & Kautz 2020, eq. 2). Priors start at N(0, 1), posteriors near them.
 
     Args:
         depth: as in ``VAE``: weighted layers on the main path, 2 c B + 4 with B blocks of c convolutions, or blocks a
@@ -310,10 +309,10 @@ class Level(nn.Module):
         return Normal(mean, _soft(log_scale).exp(), validate_args=False)
 
     def posterior(self, h: Tensor, features: Tensor, prior: Normal) -> Normal:
-        """q(z_l | z_<l, x), in float32: the shift is in units of the prior's scale."""
+        """q(z_l | z_<l, x), in float32, relative to the prior."""
         shift, log_factor = self.posterior_net(torch.cat([h, features], 1)).float().chunk(2, 1)
-        scale = prior.stddev
-        return Normal(prior.mean + scale * shift, scale * _soft(log_factor).exp(), validate_args=False)
+        # No shift in units of the prior's scale: the KL would not depend on the prior, which would learn slowly.
+        return Normal(prior.mean + shift, prior.stddev * _soft(log_factor).exp(), validate_args=False)
 
 
 class HierarchicalPosterior(Distribution):
