@@ -9,11 +9,13 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 from resvae.errors import ResvaeError
-from resvae.models import VAE, ReferenceVAE, reference
+from resvae.models import VAE, HierarchicalVAE, ReferenceVAE, reference
 from resvae.probability import ElboTerms, importance_bound
 from resvae.probability.likelihoods import LIKELIHOODS
 
-NAMES = (*LIKELIHOODS, "reference", "reference_compat")
+FLAT = (*LIKELIHOODS, "reference", "reference_compat")  # one level, whose prior is N(0, 1)
+NAMES = (*FLAT, "hierarchical", "hierarchical_gaussian")
+flat = pytest.mark.parametrize("vae", FLAT, indirect=True)
 
 
 def small(name, monkeypatch):
@@ -22,6 +24,10 @@ def small(name, monkeypatch):
     if name.startswith("reference"):
         monkeypatch.setattr(reference, "WIDTHS", (8, 8, 16, 16))
         vae = ReferenceVAE(28, latent_dim=5, intermediate_dim=32, compat=name.endswith("compat"))
+    elif name.startswith("hierarchical"):
+        likelihood = "gaussian" if name.endswith("gaussian") else "discretized_mixture"
+        vae = HierarchicalVAE((1, 1), (2, 1), 2, (3, 8, 8), (8, 16), (1, 2), likelihood=likelihood)
+        nn.init.normal_(vae.start)  # zero at the start: nothing would reach the first level's prior
     else:
         vae = VAE((1, 1), 5, (3, 8, 8), (8, 16), (1, 2), likelihood=name)
     vae.train()
@@ -56,11 +62,11 @@ def test_elbo_is_a_term_an_image(vae):
     terms = vae.elbo(images(vae, 3))
     assert isinstance(terms, ElboTerms)
     assert terms.log_likelihood.shape == terms.elbo.shape == (3,)
-    assert terms.kl.shape == (3, 1)
+    assert terms.kl.shape == (3, getattr(vae, "num_levels", 1))
     assert terms.num_dims == math.prod(vae.image_shape)
     assert terms.discrete == vae.likelihood.discrete
     assert terms.elbo.isfinite().all()
-    torch.testing.assert_close(terms.elbo, terms.log_likelihood - terms.kl[:, 0])
+    torch.testing.assert_close(terms.elbo, terms.log_likelihood - terms.kl.sum(1))
     assert (terms.kl > 0).all()
 
 
@@ -110,6 +116,7 @@ def test_samples(vae):
     torch.testing.assert_close(seeded(2, vae.sample, 6, pixel_noise=True), noisy)
 
 
+@flat
 def test_temperature_scales_the_prior(vae):
     z = vae.sample_prior(5000)
     assert z.shape == (5000, vae.latent_dim)
@@ -139,6 +146,7 @@ def test_interpolation_runs_from_one_reconstruction_to_the_other(vae):
     assert vae.interpolate(a, b).shape[1] == 8
 
 
+@flat
 def test_kl_is_that_of_the_posterior_by_monte_carlo(vae):
     if getattr(vae, "compat", False):
         pytest.skip("charges another KL, which test_reference.py checks")
@@ -152,6 +160,7 @@ def test_kl_is_that_of_the_posterior_by_monte_carlo(vae):
     assert (error < 0.1).all()
 
 
+@flat
 def test_log_weights(vae):
     x = images(vae, 3)
     weight = next(seeded(5, vae.log_weights, x, 1))

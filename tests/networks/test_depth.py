@@ -3,7 +3,15 @@ import torch
 from torch import nn
 
 from resvae.errors import ResvaeError
-from resvae.networks import BlockConfig, ResNetDecoder, ResNetEncoder, cifar_blocks, imagenet_blocks, vae_blocks
+from resvae.networks import (
+    BlockConfig,
+    ResNetDecoder,
+    ResNetEncoder,
+    cifar_blocks,
+    imagenet_blocks,
+    latent_levels,
+    vae_blocks,
+)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +137,29 @@ def test_imagenet_depths():
         assert {"basic": 2, "bottleneck": 3}[kind] * sum(blocks) + 2 == depth
     with pytest.raises(ResvaeError, match="34 and 50"):
         imagenet_blocks(49)
+
+
+@pytest.mark.parametrize("num_stages", [1, 3, 4, 5])
+def test_every_number_of_levels_is_shared_out_evenly_from_the_coarsest_stage_on(num_stages):
+    for num in range(1, 40):
+        levels = latent_levels(num, num_stages)
+        assert sum(levels) == num
+        assert len(levels) == num_stages
+        assert max(levels) - min(levels) <= 1
+        assert levels == tuple(sorted(levels, reverse=num < num_stages))
+
+
+def test_levels_of_four_stages_coarsest_first():
+    given = [latent_levels(num) for num in (1, 3, 4, 6, 8)]
+    assert given == [(1, 0, 0, 0), (1, 1, 1, 0), (1, 1, 1, 1), (1, 1, 2, 2), (2, 2, 2, 2)]
+    assert latent_levels([0, 5, 0, 1]) == (0, 5, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "levels", [0, -1, (1, 1, 1), (0, 0, 0, 0), (1, -1, 1, 1), (1, 1.5, 1, 1), (), "1111", 4.0, None]
+)
+def test_other_levels_are_refused(levels):
+    with pytest.raises(ResvaeError, match=r"^levels: .* is not allowed; ") as caught:
+        latent_levels(levels)
+    assert f"levels: {levels!r} " in str(caught.value)
+    assert "\n" not in str(caught.value)

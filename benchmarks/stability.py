@@ -1,0 +1,179 @@
+"""Does ``HierarchicalVAE`` train from every start? One run a seed with the defaults of ``LitVAE`` and the Trainer.
+
+    python benchmarks/stability.py --seeds 20 --steps 500 --batch_size 16 --out stability.csv
+
+A finished seed is one line of the CSV, under the model and training it was run with; the same command goes on with the
+others, and prints the table. A guard that refuses more than 10 updates in a row counts as locked up.
+"""
+
+import argparse
+import csv
+import logging
+import math
+import statistics
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch.nn.utils import get_total_norm
+
+from resvae import HierarchicalVAE, ImageDataModule, LitVAE
+from resvae.errors import ResvaeError
+
+LAST = 50  # updates that the final figure is the mean of
+LOCKED = 10
+COLUMNS = ["setting", "seed", "updates", "bits_per_dim", "skipped", "largest_grad_norm", "non_finite", "locked_up"]
+
+
+class Watch(Callback):
+    """Bits per dimension, the gradient's norm before the guard sees it, and what the guard does."""
+
+    def __init__(self, num_dims: int):
+        self.num_dims = num_dims
+        self.bits_per_dim: list[float] = []
+        self.norms: list[float] = []
+        self.skipped = self.in_a_row = self.most_in_a_row = 0
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.norms.append(get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None]).item())
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.bits_per_dim.append(outputs["loss"].item() / (self.num_dims * math.log(2)))
+        self.in_a_row = self.in_a_row + 1 if pl_module.guard.skipped > self.skipped else 0
+        self.skipped = pl_module.guard.skipped
+        self.most_in_a_row = max(self.most_in_a_row, self.in_a_row)
+
+
+def train(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One run from scratch: a row of the table."""
+    data = ImageDataModule(
+        arguments.data, arguments.root, arguments.batch_size, image_size=arguments.image_size, seed=seed
+    )
+    torch.manual_seed(seed)
+    vae = HierarchicalVAE(
+        arguments.depth,
+        arguments.levels,
+        arguments.latent_channels,
+        data.image_shape,
+        arguments.widths,
+        arguments.strides,
+    )
+    watch = Watch(math.prod(data.image_shape))
+    trainer = pl.Trainer(
+        max_steps=arguments.steps,
+        callbacks=[watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    dead = False
+    try:
+        trainer.fit(LitVAE(vae, precision=arguments.precision), data)
+    except ResvaeError as error:  # the guard's: no finite gradient for 200 updates
+        print(f"seed {seed}: {error}", flush=True)
+        dead = True
+    seen = [*watch.bits_per_dim, *watch.norms]
+    weights = [value.isfinite().all().item() for value in vae.state_dict().values()]
+    row = [
+        arguments.setting,
+        seed,
+        len(watch.norms),
+        statistics.fmean(watch.bits_per_dim[-LAST:]) if watch.bits_per_dim else math.nan,
+        watch.skipped,
+        max(filter(math.isfinite, watch.norms), default=math.nan),
+        dead or not all(map(math.isfinite, seen)) or not all(weights),
+        dead or watch.most_in_a_row > LOCKED,
+    ]
+    return dict(zip(COLUMNS, map(str, row), strict=True))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A row a seed, and the spread over those whose figure is finite, in Markdown."""
+    lines = [
+        f"| seed | training bits/dim, last {LAST} updates | skipped | largest gradient norm | non-finite | locked up |",
+        "|-|-|-|-|-|-|",
+    ]
+    lines += [
+        f"| {r['seed']} | {float(r['bits_per_dim']):.4f} | {r['skipped']} of {r['updates']} "
+        f"| {float(r['largest_grad_norm']):,.0f} | {_yes(r['non_finite'])} | {_yes(r['locked_up'])} |"
+        for r in rows
+    ]
+    bits = [value for r in rows if math.isfinite(value := float(r["bits_per_dim"]))] or [math.nan]
+    spread = statistics.stdev(bits) if len(bits) > 1 else 0.0
+    skipped, updates = (sum(int(r[column]) for r in rows) for column in ("skipped", "updates"))
+    lines.append(
+        f"| {len(rows)} seeds | {statistics.fmean(bits):.4f} ± {spread:.4f}, {min(bits):.4f} to {max(bits):.4f} "
+        f"| {skipped} of {updates} | {max(float(r['largest_grad_norm']) for r in rows):,.0f} "
+        f"| {sum(r['non_finite'] == 'True' for r in rows)} | {sum(r['locked_up'] == 'True' for r in rows)} |"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train what is missing and print the table."""
+    arguments = parse()
+    rows: list[dict[str, Any]] = []
+    if arguments.out.exists():
+        with arguments.out.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["setting"] == arguments.setting]
+    for seed in sorted(set(range(arguments.seeds)) - {int(row["seed"]) for row in rows}):
+        row = train(seed, arguments)
+        rows.append(row)
+        new = not arguments.out.exists()
+        with arguments.out.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(f"seed {seed}: {float(row['bits_per_dim']):.4f} bits/dim, {row['skipped']} skipped", flush=True)
+    rows = sorted((row for row in rows if int(row["seed"]) < arguments.seeds), key=lambda row: int(row["seed"]))
+    print(f"\n{table(rows)}\n\n{arguments.setting}; torch {torch.__version__}")
+
+
+def parse() -> argparse.Namespace:
+    """The command line; ``setting`` is all of it that a run depends on besides its seed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20, help="0 up to this")
+    parser.add_argument("--out", type=Path, default=Path("stability.csv"))
+    parser.add_argument("--root", default="data")
+    run = parser.add_argument_group("run")
+    run.add_argument("--data", default="cifar10")
+    run.add_argument("--image_size", type=int, help="the data's own unless told")
+    run.add_argument("--steps", type=int, default=500)
+    run.add_argument("--batch_size", type=int, default=16)
+    run.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    run.add_argument("--depth", type=_numbers, default=28, help="28, or blocks a stage: 1,2,2,1")
+    run.add_argument("--levels", type=_numbers, default=4, help="4, or levels a stage, coarsest first: 1,1,2,2")
+    run.add_argument("--latent_channels", type=int, default=16)
+    run.add_argument("--widths", type=_tuple, default=(64, 128, 256, 512), help="16,32,64")
+    run.add_argument("--strides", type=_tuple, help="1 and then 2 a stage unless told")
+    arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        parser.error(f"seeds: {arguments.seeds} is not allowed; at least 1")
+    arguments.strides = arguments.strides or (1,) + (2,) * (len(arguments.widths) - 1)
+    names = [action.dest for action in run._group_actions]
+    arguments.setting = ", ".join(f"{name} {getattr(arguments, name)}" for name in names)
+    return arguments
+
+
+def _tuple(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def _numbers(text: str) -> int | tuple[int, ...]:
+    return _tuple(text) if "," in text else int(text)
+
+
+def _yes(value: str) -> str:
+    return "yes" if value == "True" else "no"
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    main()
