@@ -23,6 +23,7 @@ use (MODEL: a run's folder, a .ckpt, a saved folder or the name of shipped weigh
   reconstruct  originals beside      resvae reconstruct runs/quickstart --num 32 --out reconstructions.png
   interpolate  between test images   resvae interpolate runs/quickstart --steps 8 --out interpolations.png
   evaluate     ELBO, IW-k, FID, ...  resvae evaluate runs/quickstart --num_samples 100 --out report.json
+  export       to give away          resvae export runs/quickstart --out my-digits
 
 An option is read from the environment where the command line does not give it:
   RESVAE_FIT__MODEL__VAE__INIT_ARGS__DEPTH=40 resvae fit --config configs/quickstart.yaml
@@ -192,11 +193,43 @@ def evaluate(
         print("\n".join(f"wrote {path}" for path in write_report(report, pictures, Path(out))))
 
 
+def export(
+    run: str,
+    out: str,
+    half: bool = False,
+    num_samples: int = 1,
+    iw_images: int | None = None,
+    data: str | None = None,
+    path: str | None = None,
+    root: str = "data",
+) -> None:
+    """Write a run's best model as a folder to give away: weights, configuration, scores on the test images, a card.
+
+    Args:
+        run: its folder.
+        out: the new folder; its name is the model's.
+        half: keep the weights in float16.
+        num_samples: the largest k of the importance-weighted bound.
+        iw_images: how many test images that bound is taken of; all unless told.
+        data: the data set; the run's own unless told.
+        path: of the folder or .npz, for the data sets of those names.
+        root: where data sets are.
+    """
+    from resvae.training.export import export as write
+    from resvae.training.run import data_of
+
+    _writable(out)
+    images = data_of(run, data, path, root, _load(run).image_shape)
+    report = write(Path(run), images, Path(out), half=half, num_samples=num_samples, iw_images=iw_images)
+    print(f"{report.table()}\nwrote {out}")
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "reconstruct": reconstruct,
     "interpolate": interpolate,
     "evaluate": evaluate,
+    "export": export,
 }
 TRAINING = ("fit", "validate", "test")
 

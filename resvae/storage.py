@@ -6,7 +6,6 @@ import pickle
 import tempfile
 import warnings
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ MODELS: dict[str, type[nn.Module]] = {
     model.__name__: model for model in (VAE, HierarchicalVAE, ReferenceVAE, ResNetClassifier)
 }
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SHIPPED = Path(__file__).parent / "weights"
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -53,8 +53,12 @@ def build(description: dict[str, Any], where: str = "description") -> nn.Module:
         raise ResvaeError(f"{where}: {name} does not take these arguments: {error}") from error
 
 
-def save(model: nn.Module, folder: str | Path) -> Path:
+def save(model: nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Write a model to ``folder``: ``config.json`` and ``model.safetensors``, each replaced whole or not at all.
+
+    Args:
+        model, folder: what, and where.
+        dtype: of the real numbers on disk (float16 is half as large); the model's own unless told.
 
     Returns:
         The folder. Raises ``ResvaeError`` for a model whose arguments JSON cannot hold (a merge given as a function),
@@ -67,6 +71,8 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         raise ResvaeError(f"model: {type(model).__name__} cannot be saved as JSON: {error}") from error
     # safetensors keeps no shared memory and no strides: contiguous copies on the CPU.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    if dtype is not None:
+        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / WEIGHTS, lambda path: save_file(state, path))
@@ -95,13 +101,17 @@ def load(source: str | Path) -> Any:
         return _load_folder(path)
     if path.is_dir():
         return _load_checkpoint(best_checkpoint(path))
-    shipped = resources.files("resvae") / "weights" / str(source)
-    if shipped.is_dir():
-        with resources.as_file(shipped) as folder:
-            return _load_folder(folder)
+    if (SHIPPED / source).is_dir():
+        return _load_folder(SHIPPED / source)
     raise ResvaeError(
         f"model: {source} is neither a run's folder, a .ckpt, a saved folder nor the name of shipped weights"
+        f" ({', '.join(shipped())})"
     )
+
+
+def shipped() -> list[str]:
+    """The names of the models inside the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
 
 
 def best_checkpoint(run: Path) -> Path:

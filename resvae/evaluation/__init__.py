@@ -7,6 +7,7 @@ from resvae.evaluation.metrics import ActiveUnits
 from resvae.evaluation.neighbours import Neighbours, nearest, neighbours
 from resvae.evaluation.page import write_page, write_report
 from resvae.evaluation.probe import Probe, linear_probe, probe
+from resvae.evaluation.provenance import commit, hardware
 from resvae.evaluation.report import Report, evaluate
 
 __all__ = [
@@ -16,11 +17,13 @@ __all__ = [
     "Probe",
     "Report",
     "beside",
+    "commit",
     "distances",
     "evaluate",
     "feature_network",
     "full_report",
     "generate",
+    "hardware",
     "image_grid",
     "linear_probe",
     "nearest",

@@ -2,13 +2,10 @@
 
 import json
 import math
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +19,7 @@ from resvae.evaluation.isolation import isolated
 from resvae.evaluation.metrics import ActiveUnits
 from resvae.evaluation.neighbours import Neighbours
 from resvae.evaluation.probe import LIMIT, Probe
+from resvae.evaluation.provenance import commit, hardware
 from resvae.models import ImageVAE
 
 SSIM_SMALLEST = 6  # pixels: the window of 11 is mirrored by 5 at the edges
@@ -220,22 +218,8 @@ def evaluate(
         psnr=psnr.compute().item(),
         ssim=None if similarity is None else similarity.item(),
         seconds=time.perf_counter() - start,
-        hardware=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        hardware=hardware(device),
         torch=torch.__version__,
         resvae=sys.modules["resvae"].__version__,  # the root imports all rooms: none imports it
-        commit=_commit(),
+        commit=commit(),
     )
-
-
-def _processor() -> str:
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _commit() -> str | None:
-    """The checkout's commit, where this very file is tracked in one; an installed package lies in none."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)
-        return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -208,7 +208,7 @@ def _convolution(a: int, b: int, kernel: int, stride: int, up: bool, config: Blo
         # the article transposes the 1x1 convolutions of a unit that starts a stage at stride 1 too: the same function
         return nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=bias)
     if not up:
-        if 1 < kernel < stride:  # see every place
+        if 1 < kernel <= stride:  # see every place
             return nn.Conv2d(a, b, stride, stride, bias=bias)
         return nn.Conv2d(a, b, kernel, stride, padding=kernel // 2, bias=bias)
     if config.upsample == "nearest":

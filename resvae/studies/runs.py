@@ -1,7 +1,6 @@
 """The runs of a sweep: what each is called, where it stands, and how one is trained in a process of its own."""
 
 import ctypes
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from resvae.training.summary import read_summary
 
 # What can be varied: the model's argument, and what the option and the table's files are called.
 AXES = {"depth": "depths", "levels": "levels", "stochastic_depth": "stochastic_depths"}
@@ -54,10 +55,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """What it says of itself so far; empty before its first epoch has ended."""
-        try:
-            return json.loads((self.folder / self.name / "summary.json").read_text())
-        except (OSError, ValueError):  # none, or half of one: of a run that was killed, or that is writing it now
-            return {}
+        return read_summary(self.folder / self.name)
 
     @property
     def ended(self) -> bool:

@@ -17,7 +17,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError
-from resvae.storage import best_checkpoint, read_checkpoint
+from resvae.storage import SHIPPED, best_checkpoint, read_checkpoint, shipped
 from resvae.training.callbacks import ImageGrids
 from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint, StepCheckpoint
 from resvae.training.classifier import LitClassifier
@@ -253,6 +253,8 @@ def data_of(
         ResvaeError: no name and no run; images of another shape than the model's.
     """
     config = Path(model) / "config.yaml"
+    if not config.is_file() and model in shipped():
+        config = SHIPPED / model / "config.yaml"
     if name is not None:
         square = image_shape[1] if image_shape[1] == image_shape[2] else None
         module = ImageDataModule(name, root, path=path, image_size=square)

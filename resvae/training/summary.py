@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
+from resvae.evaluation import commit, hardware
 from resvae.training.callbacks import Throughput
 
 
@@ -92,9 +94,20 @@ class Summary(Callback):
             "steps": trainer.global_step,
             **self.best,
             "ended": ended,
+            "hardware": hardware(pl_module.device),
+            "torch": torch.__version__,
+            "commit": commit(),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "summary.json").write_text(json.dumps(self.summary, indent=2) + "\n")
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """What a run says of itself so far; empty before its first epoch has ended."""
+    try:
+        return json.loads((run / "summary.json").read_text())
+    except (OSError, ValueError):  # none, or half of one: of a run that was killed, or that is writing it now
+        return {}
 
 
 def _throughput(trainer: pl.Trainer) -> Throughput:
