@@ -306,13 +306,15 @@ class Level(nn.Module):
     def prior(self, h: Tensor) -> Normal:
         """p(z_l | z_<l), in float32."""
         mean, log_scale = self.prior_net(h).float().chunk(2, 1)
-        return Normal(mean, _soft(log_scale).exp(), validate_args=False)
+        # No sharper than e^-2: a posterior's shift costs (shift / scale)^2, and one bad batch against a sharp prior would
+        # throw training off. Latents have no unit of their own: ``project`` makes up for it.
+        return Normal(mean, _soft(log_scale, 2).exp(), validate_args=False)
 
     def posterior(self, h: Tensor, features: Tensor, prior: Normal) -> Normal:
         """q(z_l | z_<l, x), in float32, relative to the prior."""
         shift, log_factor = self.posterior_net(torch.cat([h, features], 1)).float().chunk(2, 1)
         # No shift in units of the prior's scale: the KL would not depend on the prior, which would learn slowly.
-        return Normal(prior.mean + shift, prior.stddev * _soft(log_factor).exp(), validate_args=False)
+        return Normal(prior.mean + shift, prior.stddev * _soft(log_factor, 5).exp(), validate_args=False)
 
 
 class HierarchicalPosterior(Distribution):
@@ -373,6 +375,6 @@ def _log_prob(distribution: Normal, z: Tensor) -> Tensor:
     return distribution.log_prob(z).flatten(1).sum(1)
 
 
-def _soft(x: Tensor) -> Tensor:
-    """A soft clamp to (-5, 5), with a gradient everywhere (Vahdat & Kautz 2020, appendix)."""
-    return 5 * torch.tanh(x / 5)
+def _soft(x: Tensor, bound: float) -> Tensor:
+    """A soft clamp to (-bound, bound), with a gradient everywhere (Vahdat & Kautz 2020, appendix)."""
+    return bound * torch.tanh(x / bound)

@@ -203,15 +203,15 @@ def test_the_commit_is_that_of_the_checkout_that_tracks_the_package(tmp_path, mo
         command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    module = tmp_path / "report.py"
+    module = tmp_path / "provenance.py"
     module.touch()
-    monkeypatch.setattr("resvae.evaluation.report.__file__", str(module))
+    monkeypatch.setattr("resvae.evaluation.provenance.__file__", str(module))
     vae = small()
     assert evaluate(vae, [images()]).commit is None  # no checkout
     git("init")
     git("commit", "--allow-empty", "-m", "one")
     assert evaluate(vae, [images()]).commit is None  # a checkout of something else
-    git("add", "report.py")
+    git("add", "provenance.py")
     git("commit", "-m", "two")
     report = evaluate(vae, [images()])
     assert report.commit == git("rev-parse", "HEAD")
