@@ -306,8 +306,8 @@ class Level(nn.Module):
     def prior(self, h: Tensor) -> Normal:
         """p(z_l | z_<l), in float32."""
         mean, log_scale = self.prior_net(h).float().chunk(2, 1)
-        # No sharper than e^-2: a posterior's shift costs (shift / scale)^2, and one bad batch against a sharp prior would
-        # throw training off. Latents have no unit of their own: ``project`` makes up for it.
+        # No sharper than e^-2: a shift costs (shift / scale)^2, and against a sharp prior one bad batch would throw
+        # training off. Latents have no unit of their own: ``project`` makes up for it.
         return Normal(mean, _soft(log_scale, 2).exp(), validate_args=False)
 
     def posterior(self, h: Tensor, features: Tensor, prior: Normal) -> Normal:
