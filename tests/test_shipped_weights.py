@@ -1,0 +1,62 @@
+"""The models inside the package: small, described, and as good as their cards say."""
+
+import json
+
+import pytest
+import torch
+
+from resvae import load
+from resvae.cli import main
+from resvae.errors import ResvaeError
+from resvae.evaluation import evaluate
+from resvae.storage import SHIPPED, shipped
+from resvae.training.run import data_of
+
+
+def test_there_is_one_of_each_kind():
+    assert {"digits", "cifar10-single-latent", "cifar10-hierarchical"} <= set(shipped())
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_it_is_small_and_described(name):
+    files = list((SHIPPED / name).iterdir())
+    assert {file.name for file in files} == {
+        "README.md",
+        "config.json",
+        "config.yaml",
+        "model.safetensors",
+        "report.json",
+    }
+    assert sum(file.stat().st_size for file in files) < 10e6
+    report = json.loads((SHIPPED / name / "report.json").read_text())
+    card = (SHIPPED / name / "README.md").read_text()
+    assert report["source"] == name
+    assert f"{report['bits_per_dim']:.4f}" in card
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_it_samples(name, tmp_path, capsys):
+    out = tmp_path / "samples.png"
+    assert main(["sample", name, "--num", "4", "--out", str(out)]) == 0
+    assert out.is_file()
+    assert torch.isfinite(load(name).sample(2)).all()
+
+
+def test_another_name_is_refused_with_the_names_there_are():
+    with pytest.raises(ResvaeError, match="cifar10-hierarchical"):
+        load("cifar100-hierarchical")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped())
+def test_its_scores_are_those_of_its_card(name):
+    report = json.loads((SHIPPED / name / "report.json").read_text())
+    vae = load(name)
+    try:
+        images = data_of(name, None, None, "data", vae.image_shape).images(report["split"])
+    except (ResvaeError, OSError) as error:
+        pytest.skip(f"no data: {error}")
+    again = evaluate(vae, images[: report["images"]].split(250), seed=report["seed"])
+    # another machine's convolutions round otherwise, and its noise is another's; the mean over the images is not
+    assert again.bits_per_dim == pytest.approx(report["bits_per_dim"], abs=0.005)
+    assert again.psnr == pytest.approx(report["psnr"], abs=0.05)
