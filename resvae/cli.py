@@ -23,7 +23,7 @@ use (MODEL: a run's folder, a .ckpt, a saved folder or the name of shipped weigh
   reconstruct  originals beside      resvae reconstruct runs/quickstart --num 32 --out reconstructions.png
   interpolate  between test images   resvae interpolate runs/quickstart --steps 8 --out interpolations.png
   evaluate     ELBO, IW-k, FID, ...  resvae evaluate runs/quickstart --num_samples 100 --out report.json
-  export       to give away          resvae export runs/quickstart --out my-digits
+  export       to give away          resvae export runs/quickstart my-digits
 
 An option is read from the environment where the command line does not give it:
   RESVAE_FIT__MODEL__VAE__INIT_ARGS__DEPTH=40 resvae fit --config configs/quickstart.yaml

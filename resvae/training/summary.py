@@ -26,9 +26,11 @@ class Summary(Callback):
         self.folder = folder
         self.best: dict[str, float] = {}
         self.summary: dict[str, Any] = {}
+        self._commit: str | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what will be trained, and where it goes."""
+        self._commit = commit()  # of the code that runs: the checkout may move on meanwhile
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         print(
@@ -96,7 +98,7 @@ class Summary(Callback):
             "ended": ended,
             "hardware": hardware(pl_module.device),
             "torch": torch.__version__,
-            "commit": commit(),
+            "commit": self._commit,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "summary.json").write_text(json.dumps(self.summary, indent=2) + "\n")

@@ -38,7 +38,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run):
     out = run.parent / "given-away"
-    assert main(["export", str(run), "--out", str(out), "--half", "true", "--num_samples", "2"]) == 0
+    assert main(["export", str(run), str(out), "--half", "true", "--num_samples", "2"]) == 0
     return out
 
 
@@ -55,7 +55,7 @@ def test_the_scores_are_those_of_the_weights_on_disk(exported):
 def test_half_is_half_as_large_and_loads_as_float32(run, exported):
     assert all(p.dtype == torch.float32 for p in load(exported).parameters())
     whole = run.parent / "whole"
-    assert main(["export", str(run), "--out", str(whole)]) == 0
+    assert main(["export", str(run), str(whole)]) == 0
     sizes = [(folder / WEIGHTS).stat().st_size for folder in (exported, whole)]
     assert sizes[0] < 0.7 * sizes[1]
     for half, full in zip(load(exported).parameters(), load(whole).parameters(), strict=True):
@@ -81,7 +81,7 @@ def test_an_exported_model_knows_its_data(exported, capsys):
     [("tiny", "given-away", ["out: ", "is there already"]), ("missing", "new", ["model: ", "missing"])],
 )
 def test_refuses_in_one_line(exported, capsys, run_name, out, words):
-    assert main(["export", str(exported.parent / run_name), "--out", str(exported.parent / out)]) == 2
+    assert main(["export", str(exported.parent / run_name), str(exported.parent / out)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert all(word in line for word in words)
     assert not (exported.parent / "new").exists()
