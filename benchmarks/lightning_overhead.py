@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Callback
 from torch.optim.lr_scheduler import LambdaLR
 
 from resvae import VAE, ImageDataModule, LitVAE
-from resvae.training.module import adamw, native_bf16
+from resvae.training.base import adamw, native_bf16
 from resvae.training.schedule import Schedule
 
 WARM_UP = 5

@@ -168,9 +168,9 @@ def test_load_a_run_takes_the_best_else_the_last(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    refused(tmp_path / "none", "none", "shipped")
-    refused(tmp_path / "none.ckpt", "none.ckpt")
-    refused(tmp_path, str(tmp_path), "best.ckpt")
+    assert refused(tmp_path / "none", "none", "shipped")
+    assert refused(tmp_path / "none.ckpt", "none.ckpt")
+    assert refused(tmp_path, str(tmp_path), "best.ckpt")
     with pytest.raises(ResvaeError, match="does not exist"):
         read_checkpoint(tmp_path / "none.ckpt")
 
@@ -199,7 +199,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(style, tmp_pat
         case "nested":
             description = describe(small())
             torch.save({"resvae": description, "state_dict": {"vae.head.weight": [Code(marker)]}}, path)
-    refused(path, "evil.ckpt", "refused" if style != "protocol 4" else "")
+    assert refused(path, "evil.ckpt", "refused" if style != "protocol 4" else "")
     with pytest.raises(ResvaeError, match=r"evil\.ckpt"):
         AtomicCheckpointIO().load_checkpoint(path, weights_only=False)  # whatever it is asked for
     assert not marker.exists()
@@ -220,27 +220,27 @@ def test_foreign_checkpoints(tmp_path):
     path = tmp_path / "foreign.ckpt"
     for content in ({"state_dict": {"a": torch.zeros(2)}, "epoch": 1}, {"resvae": describe(small())}):
         torch.save(content, path)
-        refused(path, "foreign.ckpt", "not written by resvae")
+        assert refused(path, "foreign.ckpt", "not written by resvae")
     torch.save([torch.zeros(2)], path)
-    refused(path, "foreign.ckpt", "list")
+    assert refused(path, "foreign.ckpt", "list")
     unknown = ({"model": "GAN", "arguments": {}}, "VAE", {"model": ["VAE"], "arguments": {}}, {"model": "VAE"})
     for description in unknown:
         write_checkpoint(path, small(), description)
-        refused(path, "foreign.ckpt", "VAE, ReferenceVAE")
+        assert refused(path, "foreign.ckpt", "VAE, ReferenceVAE")
     write_checkpoint(path, small(), {"model": "VAE", "arguments": {"height": 3}})
-    refused(path, "foreign.ckpt", "height")
+    assert refused(path, "foreign.ckpt", "height")
     write_checkpoint(path, small(), {"model": "VAE", "arguments": {"depth": 29}})
-    refused(path, "29")
+    assert refused(path, "29")
 
 
 def test_weights_of_another_model(tmp_path):
     path = write_checkpoint(tmp_path / "other.ckpt", small(), describe(small(latent_dim=8)))
-    refused(path, "other.ckpt", "do not fit", "VAE")
+    assert refused(path, "other.ckpt", "do not fit", "VAE")
     (tmp_path / "a").mkdir()
     save(small(), tmp_path / "a")
     save(small(likelihood="bernoulli"), tmp_path / "b")
     (tmp_path / "b" / "config.json").replace(tmp_path / "a" / "config.json")
-    refused(tmp_path / "a", "do not fit")
+    assert refused(tmp_path / "a", "do not fit")
 
 
 # Damaged folders
@@ -250,14 +250,14 @@ def test_weights_of_another_model(tmp_path):
 def test_config_that_is_not_json(content, tmp_path):
     save(small(), tmp_path)
     (tmp_path / "config.json").write_bytes(content)
-    refused(tmp_path, "config.json", "not JSON")
+    assert refused(tmp_path, "config.json", "not JSON")
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "null", '{"model": "GAN", "arguments": {}}', '{"model": "VAE"}'])
 def test_config_that_tells_no_model(content, tmp_path):
     save(small(), tmp_path)
     (tmp_path / "config.json").write_text(content)
-    refused(tmp_path, "config.json", "not known")
+    assert refused(tmp_path, "config.json", "not known")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 0.5, 0.99])
@@ -265,19 +265,19 @@ def test_truncated_weights(kept, tmp_path):
     save(small(), tmp_path)
     data = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
-    refused(tmp_path, "model.safetensors", "damaged")
+    assert refused(tmp_path, "model.safetensors", "damaged")
 
 
 def test_missing_weights(tmp_path):
     save(small(), tmp_path)
-    refused(tmp_path / "model.safetensors", "give its folder")
+    assert refused(tmp_path / "model.safetensors", "give its folder")
     (tmp_path / "model.safetensors").unlink()
-    refused(tmp_path, "lacks", "model.safetensors")
+    assert refused(tmp_path, "lacks", "model.safetensors")
 
 
 def test_the_hub_needs_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refused("hf://someone/something", "hf://someone/something", "pip install huggingface_hub")
+    assert refused("hf://someone/something", "hf://someone/something", "pip install huggingface_hub")
 
 
 # Writing

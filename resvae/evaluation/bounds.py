@@ -1,11 +1,12 @@
 """The importance-weighted bound for many k at once, from one stream of log-weights."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from resvae.probability import running_bound
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,10 @@ def powers_of_ten(num_samples: int) -> tuple[int, ...]:
 def bound_curve(log_weights: Iterable[Tensor], ks: Sequence[int]) -> Tensor:
     """The bound of each image after the first k log-weights, for each k: ``[len(ks), B]``, float64.
 
-    The curve is nested: a larger k goes on from the samples of a smaller one. One log-weight is kept at a time, and
-    summed in float64: in float32 the thousandth sample of a bound of -30,000 nats would be lost to rounding.
+    The curve is nested: a larger k goes on from the samples of a smaller one.
 
     Args:
         log_weights: each ``[B]``; at least ``max(ks)`` of them.
         ks: ascending, each at least 1.
     """
-    total, bounds = None, []
-    for k, log_weight in enumerate(log_weights, 1):
-        weight = log_weight.double()
-        total = weight if total is None else torch.logaddexp(total, weight)
-        if k in ks:
-            bounds.append(total - math.log(k))
-    return torch.stack(bounds)
+    return torch.stack([bound for k, bound in enumerate(running_bound(log_weights), 1) if k in ks])

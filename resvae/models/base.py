@@ -58,7 +58,7 @@ class ImageVAE(nn.Module, ABC):
         """
         if num_samples < 1:
             raise ResvaeError(f"num_samples: {num_samples} is not allowed; at least 1")
-        return importance_bound(self.log_weights(x, num_samples))
+        return importance_bound(self.log_weights(x, num_samples)).float()
 
     @torch.no_grad()
     def sample(self, num: int, temperature: float | Sequence[float] = 1.0, pixel_noise: bool = False) -> Tensor:
@@ -108,7 +108,7 @@ def level_temperatures(temperature: float | Sequence[float], num_levels: int) ->
 
 
 def json_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments with dataclasses as dicts and tuples as lists, ready for JSON."""
+    """Constructor arguments, as ``locals()`` has them at its start, with dataclasses as dicts and tuples as lists."""
 
     def plain(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
@@ -117,4 +117,4 @@ def json_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
             return [plain(v) for v in value]
         return value
 
-    return {name: plain(value) for name, value in arguments.items()}
+    return {name: plain(value) for name, value in arguments.items() if name not in ("self", "__class__")}

@@ -1,8 +1,7 @@
 """A residual VAE whose decoder's depth is depth in latent levels."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,25 +13,11 @@ from torch.types import _size
 from resvae.errors import ResvaeError
 from resvae.models.base import ImageVAE, Shape, json_arguments, level_temperatures
 from resvae.models.images import to_unit
+from resvae.models.levels import Choose, Level, Visit, given, log_prob, posterior_sample
 from resvae.networks import BlockConfig, ResNetEncoder, latent_levels, vae_blocks
-from resvae.networks.blocks import SECOND_MOMENT, ResidualBlock
+from resvae.networks.blocks import ResidualBlock
 from resvae.networks.stages import final_layers
 from resvae.probability import ElboTerms, make_likelihood
-
-# Given a level's number, prior and posterior (None without an image): the latents that the decoder goes on with.
-Choose = Callable[[int, Normal, Normal | None], Tensor]
-
-
-@dataclass(frozen=True)
-class Visit:
-    """One level on the way down: its prior and posterior given the levels above, and the latents chosen there.
-
-    All are ``[B, K, h, w]``; the posterior is None where there is no image.
-    """
-
-    z: Tensor
-    prior: Normal
-    posterior: Normal | None
 
 
 class HierarchicalVAE(ImageVAE):
@@ -84,19 +69,7 @@ class HierarchicalVAE(ImageVAE):
         stochastic_depth: int | None = None,
     ):
         super().__init__()
-        self.arguments: dict[str, Any] = json_arguments(
-            {
-                "depth": depth,
-                "levels": levels,
-                "latent_channels": latent_channels,
-                "image_shape": image_shape,
-                "widths": widths,
-                "strides": strides,
-                "block": block,
-                "likelihood": likelihood,
-                "stochastic_depth": stochastic_depth,
-            }
-        )
+        self.arguments: dict[str, Any] = json_arguments(locals())
         if latent_channels < 1:
             raise ResvaeError(f"latent_channels: {latent_channels} is not allowed; at least 1")
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
@@ -147,6 +120,7 @@ class HierarchicalVAE(ImageVAE):
 
     @stochastic_depth.setter
     def stochastic_depth(self, num: int | None) -> None:
+        """Spread so many evenly, from level 0 on; None for all of them."""
         num = self.num_levels if num is None else num
         if not 1 <= num <= self.num_levels:
             raise ResvaeError(f"stochastic_depth: {num} is not allowed; 1 to the number of levels, {self.num_levels}")
@@ -178,7 +152,7 @@ class HierarchicalVAE(ImageVAE):
     def elbo(self, x: Tensor) -> ElboTerms:
         """The ELBO of each image, each level's KL in closed form given the levels above; ``kl`` is ``[B, L]``."""
         x = to_unit(x, self.image_shape)
-        p, visits = self._descend(_posterior_sample, self._features(x), len(x), x)
+        p, visits = self._descend(posterior_sample, self._features(x), len(x), x)
         kl = x.new_zeros(len(x), self.num_levels)
         for level, visit in zip(self.stochastic, visits, strict=True):
             assert visit.posterior is not None
@@ -198,7 +172,7 @@ class HierarchicalVAE(ImageVAE):
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for ``z [B, D]``, the latents of all levels side by side."""
-        return self._descend(_given(self.split(z)), None, len(z))[0]
+        return self._descend(given(self.split(z)), None, len(z))[0]
 
     def sample_prior(self, num: int, temperature: float | Sequence[float] = 1.0) -> Tensor:
         """``[num, D]`` from p(z), level after level, each one's standard deviation times its ``temperature``."""
@@ -214,11 +188,11 @@ class HierarchicalVAE(ImageVAE):
         x = to_unit(x, self.image_shape)
         features = self._features(x)
         for _ in range(num_samples):
-            p, visits = self._descend(_posterior_sample, features, len(x))
+            p, visits = self._descend(posterior_sample, features, len(x))
             weight = p.log_prob(x)
             for visit in visits:
                 assert visit.posterior is not None
-                weight = weight + _log_prob(visit.prior, visit.z) - _log_prob(visit.posterior, visit.z)
+                weight = weight + log_prob(visit.prior, visit.z) - log_prob(visit.posterior, visit.z)
             yield weight
 
     @torch.no_grad()
@@ -275,48 +249,6 @@ class HierarchicalVAE(ImageVAE):
         return torch.cat([visit.z.flatten(1) for visit in visits], 1)
 
 
-class Level(nn.Module):
-    """One group of latents ``z [B, K, h, w]`` on a map ``h [B, C, h, w]``: prior, posterior, and the way back to h.
-
-    Args:
-        channels: C, of the map and of the encoder's features at its resolution.
-        latent_channels: K.
-        num_levels: of the whole network, whose latents together add a variance of 1 to h at the start.
-        config: its activation.
-    """
-
-    def __init__(self, channels: int, latent_channels: int, num_levels: int, config: BlockConfig):
-        super().__init__()
-        self.prior_net = nn.Sequential(config.make_activation(), nn.Conv2d(channels, 2 * latent_channels, 1))
-        # One convolution: a branch of several hides the image from the latents for the first thousand updates, and
-        # the decoder learns to do without them.
-        posterior = nn.Conv2d(2 * channels, 2 * latent_channels, 3, padding=1)
-        self.posterior_net = nn.Sequential(config.make_activation(), posterior)
-        self.project = nn.Conv2d(latent_channels, channels, 1)
-        for layer in self.prior_net[1:]:  # N(0, 1)
-            nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
-            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
-        gain = 1 / SECOND_MOMENT[config.activation]
-        nn.init.normal_(posterior.weight, std=0.1 * (gain / (9 * posterior.in_channels)) ** 0.5)
-        nn.init.normal_(self.project.weight, std=(latent_channels * num_levels) ** -0.5)
-        for layer in (posterior, self.project):
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
-
-    def prior(self, h: Tensor) -> Normal:
-        """p(z_l | z_<l), in float32."""
-        mean, log_scale = self.prior_net(h).float().chunk(2, 1)
-        # No sharper than e^-2: a shift costs (shift / scale)^2, and against a sharp prior one bad batch would throw
-        # training off. Latents have no unit of their own: ``project`` makes up for it.
-        return Normal(mean, _soft(log_scale, 2).exp(), validate_args=False)
-
-    def posterior(self, h: Tensor, features: Tensor, prior: Normal) -> Normal:
-        """q(z_l | z_<l, x), in float32, relative to the prior."""
-        shift, log_factor = self.posterior_net(torch.cat([h, features], 1)).float().chunk(2, 1)
-        # No shift in units of the prior's scale: the KL would not depend on the prior, which would learn slowly.
-        return Normal(prior.mean + shift, prior.stddev * _soft(log_factor, 5).exp(), validate_args=False)
-
-
 class HierarchicalPosterior(Distribution):
     """q(z|x) = prod_l q(z_l | z_<l, x) over ``z [B, D]``: exact samples and log-probabilities.
 
@@ -349,32 +281,13 @@ class HierarchicalPosterior(Distribution):
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         """``[*sample_shape, B, D]``, differentiable; one pass a sample."""
         shape = torch.Size(sample_shape)
-        samples = [self._latents(_posterior_sample) for _ in range(shape.numel())]
+        samples = [self._latents(posterior_sample) for _ in range(shape.numel())]
         return torch.stack(samples).view(*shape, *samples[0].shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log q(z|x) of ``value [B, D]``, nats, ``[B]``."""
-        _, visits = self._vae._descend(_given(self._vae.split(value)), self._features, self._num)
-        return torch.stack([_log_prob(visit.posterior, visit.z) for visit in visits if visit.posterior]).sum(0)
+        _, visits = self._vae._descend(given(self._vae.split(value)), self._features, self._num)
+        return torch.stack([log_prob(visit.posterior, visit.z) for visit in visits if visit.posterior]).sum(0)
 
     def _latents(self, choose: Choose) -> Tensor:
         return self._vae._join(self._vae._descend(choose, self._features, self._num)[1])
-
-
-def _posterior_sample(level: int, prior: Normal, posterior: Normal | None) -> Tensor:
-    assert posterior is not None
-    return posterior.rsample()
-
-
-def _given(latents: Sequence[Tensor]) -> Choose:
-    remaining = iter(latents)
-    return lambda level, prior, posterior: next(remaining)
-
-
-def _log_prob(distribution: Normal, z: Tensor) -> Tensor:
-    return distribution.log_prob(z).flatten(1).sum(1)
-
-
-def _soft(x: Tensor, bound: float) -> Tensor:
-    """A soft clamp to (-bound, bound), with a gradient everywhere (Vahdat & Kautz 2020, appendix)."""
-    return bound * torch.tanh(x / bound)

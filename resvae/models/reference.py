@@ -95,9 +95,7 @@ class ReferenceVAE(ImageVAE):
         compat: bool = False,
     ):
         super().__init__()
-        self.arguments = json_arguments(
-            {"depth": depth, "latent_dim": latent_dim, "intermediate_dim": intermediate_dim, "compat": compat}
-        )
+        self.arguments = json_arguments(locals())
         self.image_shape = (3, 32, 32)
         self.latent_dim = latent_dim
         self.compat = compat

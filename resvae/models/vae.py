@@ -53,17 +53,7 @@ class VAE(ImageVAE):
         likelihood: str = "discretized_mixture",
     ):
         super().__init__()
-        self.arguments = json_arguments(
-            {
-                "depth": depth,
-                "latent_dim": latent_dim,
-                "image_shape": image_shape,
-                "widths": widths,
-                "strides": strides,
-                "block": block,
-                "likelihood": likelihood,
-            }
-        )
+        self.arguments = json_arguments(locals())
         if latent_dim < 1:
             raise ResvaeError(f"latent_dim: {latent_dim} is not allowed; at least 1")
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])

@@ -2,7 +2,7 @@
 
 from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture
 from resvae.probability.likelihoods import Bernoulli, Gaussian, Likelihood, Logistic, LogisticMixture, make_likelihood
-from resvae.probability.objective import ElboTerms, KlSchedule, importance_bound, weighted_elbo
+from resvae.probability.objective import ElboTerms, KlSchedule, importance_bound, running_bound, weighted_elbo
 
 __all__ = [
     "Bernoulli",
@@ -16,5 +16,6 @@ __all__ = [
     "LogisticMixture",
     "importance_bound",
     "make_likelihood",
+    "running_bound",
     "weighted_elbo",
 ]

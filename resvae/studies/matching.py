@@ -12,7 +12,7 @@ from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError
 from resvae.models import ImageVAE
 from resvae.training import LitVAE
-from resvae.training.run import RunCLI, _with_environment
+from resvae.training.run import RunCLI, with_environment
 
 UNIT = 4  # of widths: a bottleneck is a quarter as wide
 Widths = tuple[int, ...]
@@ -109,7 +109,7 @@ def _model(arguments: Sequence[str]) -> dict[str, Any]:
             save_config_callback=None,
             parser_kwargs={"exit_on_error": False},
             auto_configure_optimizers=False,
-            args=["fit", *_with_environment("fit", list(arguments))],
+            args=["fit", *with_environment("fit", list(arguments))],
         )
     model = parsed.config.fit.model.vae.as_dict()
     if "widths" not in model["init_args"]:

@@ -80,6 +80,12 @@ class LitModel(pl.LightningModule, ABC):
                 f"model.{self.field}.image_shape: {self.image_shape} is not allowed; the images are {data.image_shape}"
             )
 
+    def autocast(self, reduced: bool = True) -> torch.autocast:
+        """bf16 where ``precision`` wants it and ``reduced`` allows it."""
+        device = self.device.type
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and native_bf16(device))
+        return torch.autocast(device, torch.bfloat16, enabled=bf16 and reduced)
+
     def configure_callbacks(self) -> list[Callback]:
         """The throughput's measure and, with ``ema_decay``, the running average of the weights."""
         return [Throughput(), *([ExponentialAverage(self.ema_decay)] if self.ema_decay else [])]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resvae.errors import ResvaeError
 from resvae.models import ResNetClassifier
-from resvae.training.base import LitModel, OptimizerFactory, Precision, adamw, native_bf16
+from resvae.training.base import LitModel, OptimizerFactory, Precision, adamw
 from resvae.training.schedule import Schedule
 
 
@@ -92,9 +92,7 @@ class LitClassifier(LitModel):
 
     def _logits(self, x: Tensor, forward: Callable[[Tensor], Tensor], reduced: bool = True) -> Tensor:
         """float32 ``[B, num_classes]``, computed in bf16 where ``precision`` wants it and ``reduced`` allows it."""
-        device = self.device.type
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and native_bf16(device))
-        with torch.autocast(device, torch.bfloat16, enabled=bf16 and reduced):
+        with self.autocast(reduced):
             return forward(x.contiguous(memory_format=torch.channels_last)).float()
 
     def _log(self, split: str, logits: Tensor, y: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from resvae.errors import ResvaeError
 from resvae.models import ImageVAE
 from resvae.probability import ElboTerms, KlSchedule, weighted_elbo
-from resvae.training.base import LitModel, OptimizerFactory, Precision, adamw, native_bf16
+from resvae.training.base import LitModel, OptimizerFactory, Precision, adamw
 from resvae.training.schedule import Schedule
 
 EVALUATION_SEED = 0  # of the posterior noise in validation and test: the same every time
@@ -95,9 +95,7 @@ class LitVAE(LitModel):
     def _terms(self, batch: Any, elbo: Callable[[Tensor], ElboTerms], reduced: bool = True) -> ElboTerms:
         """The terms of a batch, in bf16 where ``precision`` wants it and ``reduced`` allows it."""
         x = batch[0] if isinstance(batch, list | tuple) else batch
-        device = self.device.type
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and native_bf16(device))
-        with torch.autocast(device, torch.bfloat16, enabled=bf16 and reduced):
+        with self.autocast(reduced):
             return elbo(x.contiguous(memory_format=torch.channels_last))
 
     def _evaluate(self, split: str, batch: Any, batch_idx: int) -> None:

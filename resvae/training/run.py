@@ -179,7 +179,7 @@ def run(arguments: list[str]) -> None:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA": known on a CPU
     torch.set_float32_matmul_precision("high")
-    rest = _with_environment(verb, rest)
+    rest = with_environment(verb, rest)
     RunCLI(
         LitClassifier if _names_classifier(rest) else LitVAE,
         ImageDataModule,
@@ -216,7 +216,7 @@ def _names_classifier(arguments: list[str]) -> bool:
     return False
 
 
-def _with_environment(verb: str, arguments: list[str]) -> list[str]:
+def with_environment(verb: str, arguments: list[str]) -> list[str]:
     """The arguments with the fields that the environment sets: over the configuration files, under the rest.
 
     The parser's own reading of the environment would let the files win.

@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-CONFIG = """
-seed_everything: 0
-data: {name: digits, batch_size: 64, validation: 60, limit: 192}
-model:
-  vae:
-    class_path: resvae.VAE
-    init_args: {latent_dim: 4, image_shape: [1, 8, 8], widths: [8, 8], strides: [1, 2]}
-trainer: {max_epochs: 60, accelerator: cpu}
-images: {every_n_epochs: 0}
-tracker: none
-"""
+CONFIG = Path(__file__).parents[2] / "configs/quickstart.yaml"
+SMALL = {
+    "data.limit": 192,
+    "data.validation": 60,
+    "model.vae.widths": [8, 8],
+    "trainer.max_epochs": 60,
+    "trainer.accelerator": "cpu",
+    "early_stopping.patience": 60,
+    "images.every_n_epochs": 0,
+    "tracker": "none",
+}
 
 
 def start(folder: Path, name: str, *more: str) -> subprocess.Popen:
-    (folder / "config.yaml").write_text(CONFIG)
-    command = ["sweep", "--config", "config.yaml", "--depths", "16,22", "--seeds", "1", "--name", name, *more]
+    command = ["sweep", "--config", str(CONFIG), "--depths", "16,22", "--seeds", "1", "--name", name, *more]
+    command += [f"--{field}={value}" for field, value in SMALL.items()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-m", "resvae", *command], cwd=folder, env=environment)
 

@@ -1,0 +1,87 @@
+"""The levels of a hierarchical VAE: a group of latents each, and who chooses them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from resvae.networks import BlockConfig
+from resvae.networks.blocks import SECOND_MOMENT
+
+# Given a level's number, prior and posterior (None without an image): the latents that the decoder goes on with.
+Choose = Callable[[int, Normal, Normal | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One level on the way down: its prior and posterior given the levels above, and the latents chosen there.
+
+    All are ``[B, K, h, w]``; the posterior is None where there is no image.
+    """
+
+    z: Tensor
+    prior: Normal
+    posterior: Normal | None
+
+
+class Level(nn.Module):
+    """One group of latents ``z [B, K, h, w]`` on a map ``h [B, C, h, w]``: prior, posterior, and the way back to h.
+
+    Args:
+        channels: C, of the map and of the encoder's features at its resolution.
+        latent_channels: K.
+        num_levels: of the whole network, whose latents together add a variance of 1 to h at the start.
+        config: its activation.
+    """
+
+    def __init__(self, channels: int, latent_channels: int, num_levels: int, config: BlockConfig):
+        super().__init__()
+        self.prior_net = nn.Sequential(config.make_activation(), nn.Conv2d(channels, 2 * latent_channels, 1))
+        # One convolution: a branch of several hides the image from the latents for the first hundreds of updates, and
+        # the decoder learns to do without them.
+        posterior = nn.Conv2d(2 * channels, 2 * latent_channels, 3, padding=1)
+        self.posterior_net = nn.Sequential(config.make_activation(), posterior)
+        self.project = nn.Conv2d(latent_channels, channels, 1)
+        for layer in self.prior_net[1:]:  # N(0, 1)
+            nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+        gain = 1 / SECOND_MOMENT[config.activation]
+        nn.init.normal_(posterior.weight, std=0.1 * (gain / (9 * posterior.in_channels)) ** 0.5)
+        nn.init.normal_(self.project.weight, std=(latent_channels * num_levels) ** -0.5)
+        for layer in (posterior, self.project):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def prior(self, h: Tensor) -> Normal:
+        """p(z_l | z_<l), in float32."""
+        mean, log_scale = self.prior_net(h).float().chunk(2, 1)
+        # No sharper than e^-2: a shift costs (shift / scale)^2, and against a sharp prior one bad batch would throw
+        # training off. Latents have no unit of their own: ``project`` makes up for it.
+        return Normal(mean, _soft(log_scale, 2).exp(), validate_args=False)
+
+    def posterior(self, h: Tensor, features: Tensor, prior: Normal) -> Normal:
+        """q(z_l | z_<l, x), in float32, relative to the prior."""
+        shift, log_factor = self.posterior_net(torch.cat([h, features], 1)).float().chunk(2, 1)
+        # No shift in units of the prior's scale: the KL would not depend on the prior, which would learn slowly.
+        return Normal(prior.mean + shift, prior.stddev * _soft(log_factor, 5).exp(), validate_args=False)
+
+
+def posterior_sample(level: int, prior: Normal, posterior: Normal | None) -> Tensor:
+    assert posterior is not None
+    return posterior.rsample()
+
+
+def given(latents: Sequence[Tensor]) -> Choose:
+    remaining = iter(latents)
+    return lambda level, prior, posterior: next(remaining)
+
+
+def log_prob(distribution: Normal, z: Tensor) -> Tensor:
+    return distribution.log_prob(z).flatten(1).sum(1)
+
+
+def _soft(x: Tensor, bound: float) -> Tensor:
+    """A soft clamp to (-bound, bound), with a gradient everywhere (Vahdat & Kautz 2020, appendix)."""
+    return bound * torch.tanh(x / bound)
