@@ -108,6 +108,9 @@ class ResidualBlock(nn.Module):
         config: see there.
         residual_scale: factor on the initial weights of the branch's last layer.
         first: whether it comes right after the stem.
+
+    Attributes:
+        in_channels, channels, stride, up: as given. plain: whether there is no connection around the branch.
     """
 
     def __init__(
@@ -122,7 +125,8 @@ class ResidualBlock(nn.Module):
         first: bool = False,
     ):
         super().__init__()
-        plain = config.merge == "none"
+        self.in_channels, self.channels, self.stride, self.up = in_channels, channels, stride, up
+        self.plain = plain = config.merge == "none"
         changes = in_channels != channels or stride != 1
         projects = config.shortcut == "projection_everywhere" or (config.shortcut == "projection" and changes)
         layers = _branch(in_channels, channels, stride, up, config)

@@ -1,0 +1,112 @@
+"""What every study stands on: the model and images it looks at, and a folder that keeps each figure once measured."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resvae.errors import ResvaeError
+from resvae.evaluation import commit, hardware
+from resvae.storage import load, write_atomically
+from resvae.studies.table import Cell, write_table
+
+Row = dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model and the images that it is studied on.
+
+    Args:
+        source: what it was loaded from.
+        model: in eval mode, on the accelerator where there is one.
+        x, y: uint8 images ``[N, C, H, W]`` and labels ``[N]``, on the same device.
+        told: a sentence for the table: images, split, checkpoint, machine.
+        settings: what its figures depend on, the weights' checksum included.
+    """
+
+    source: str
+    model: Any
+    x: Tensor
+    y: Tensor
+    told: str
+    settings: dict[str, Any]
+
+
+def subject(
+    source: str, num: int, data: str | None = None, path: str | None = None, root: str = "data", split: Any = "test"
+) -> Subject:
+    """Load a model, and the first ``num`` images of a split of the data that it was trained on (or of ``data``)."""
+    from resvae.training.run import data_of
+
+    if num < 1:
+        raise ResvaeError(f"num: {num} is not allowed; at least 1")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(source).to(device)
+    images = data_of(source, data, path, root, shape_of(model))
+    x, y = images.images(split)[:num], images.labels(split)[:num]
+    weights = fingerprint(model)
+    return Subject(
+        source,
+        model,
+        x.to(device),
+        y.to(device),
+        f"{type(model).__name__} {source} (weights {weights}), the first {len(x):,} {split} images of {images.name}.",
+        {"model": source, "weights": weights, "data": images.name, "split": split, "num": len(x)},
+    )
+
+
+def shape_of(model: Any) -> tuple[int, int, int]:
+    """``(C, H, W)`` that a model or a classifier takes."""
+    return model.image_shape if hasattr(model, "image_shape") else model.encoder.image_shape
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+class Record:
+    """A study's folder. Each figure is written as it is measured, and not measured again when the study goes on.
+
+    Args:
+        folder: of the study; made where it is missing.
+        settings: what the figures depend on. A folder that holds figures of others is refused.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict[str, Any]):
+        self.folder = Path(folder)
+        self._path = self.folder / "study.json"
+        settings = json.loads(json.dumps(settings, default=str))
+        kept = json.loads(self._path.read_text()) if self._path.is_file() else {}
+        there = kept.get("settings", settings)
+        if other := [name for name in settings | there if there.get(name) != settings.get(name)]:
+            raise ResvaeError(
+                f"out: {folder} holds a study with {other[0]} {there.get(other[0])}, not {settings.get(other[0])}; "
+                "choose another folder, or remove that one"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._kept = {"settings": settings, "commit": commit(), "rows": {}} | kept
+
+    def measure(self, key: str, figures: Callable[[], Any]) -> Any:
+        """What ``figures()`` returns, as JSON keeps it; called only where the folder does not have it yet."""
+        if key not in self._kept["rows"]:
+            self._kept["rows"][key] = json.loads(json.dumps(figures()))
+            text = json.dumps(self._kept, indent=1)
+            write_atomically(self._path, lambda path: path.write_text(text + "\n"))
+        return self._kept["rows"][key]
+
+    def write(self, name: str, rows: Sequence[Row], notes: str) -> str:
+        """``name.md`` and ``name.csv``; the notes tell the machine and the commit too. Returns the Markdown."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        at = f", commit {self._kept['commit'][:7]}" if self._kept["commit"] else ""
+        return write_table(rows, self.folder, name, f"{notes} {hardware(device)}{at}.")
