@@ -2,7 +2,7 @@
 
 from resvae.data import ImageDataModule
 from resvae.models import VAE, HierarchicalVAE, ImageVAE, ReferenceVAE, ResNetClassifier
-from resvae.networks import BlockConfig, Residual, ResNetDecoder, ResNetEncoder
+from resvae.networks import BlockConfig, Highway, Residual, ResidualGRUCell, ResNetDecoder, ResNetEncoder, ShortcutGate
 from resvae.storage import load, save
 from resvae.training import LitClassifier, LitVAE
 
@@ -11,6 +11,7 @@ __all__ = [
     "VAE",
     "BlockConfig",
     "HierarchicalVAE",
+    "Highway",
     "ImageDataModule",
     "ImageVAE",
     "LitClassifier",
@@ -20,6 +21,8 @@ __all__ = [
     "ResNetDecoder",
     "ResNetEncoder",
     "Residual",
+    "ResidualGRUCell",
+    "ShortcutGate",
     "load",
     "save",
 ]

@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from resvae.verbs import evaluate, export, interpolate, reconstruct, sample
@@ -18,6 +19,7 @@ train and test (YAML in configs/; every field can be overridden)
   validate     validation figures    resvae validate runs/quickstart
   test         test figures          resvae test runs/quickstart
   sweep        a run a value, seed   resvae sweep --config configs/quickstart.yaml --depths 16,22,28 --seeds 0,1
+  study        what residuals do     resvae study --help tells the studies
 
 use (MODEL: a run's folder, a .ckpt, a saved folder or the name of shipped weights)
   sample       draw new images       resvae sample runs/quickstart --num 64 --out samples.png
@@ -38,6 +40,18 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export,
 }
 TRAINING = ("fit", "validate", "test")
+# Each is a module of resvae.studies with a function of its name, whose signature is its options, or with a ``main``.
+STUDIES = {
+    "wrapper": "Residual around convolutions and recurrent layers, beside the same without",
+    "degradation": "plain, residual and highway networks by depth",
+    "orders": "the five orders of normalisation and activation",
+    "shortcuts": "what goes around the branch",
+    "responses": "how large each layer's output is",
+    "gradients": "the gradient that reaches each block",
+    "lesion": "blocks deleted and exchanged, levels of latents from their prior",
+    "paths": "paths by length, and the gradient that they carry",
+    "activations": "for one image, what each layer sees, adds and passes on",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,25 +79,47 @@ def _run(verb: str, rest: list[str]) -> int:
             from resvae.studies.sweep import main as sweep
 
             sweep(rest)
+        elif verb == "study":
+            _study(rest)
         elif verb in VERBS:
-            from jsonargparse import auto_cli
-
-            auto_cli(
-                VERBS[verb],
-                args=rest,
-                prog=f"resvae {verb}",
-                exit_on_error=False,
-                default_env=True,
-                env_prefix=f"RESVAE_{verb.upper()}_",  # and one more underscore before the option,
-            )
+            _call(VERBS[verb], verb, rest)
         else:
-            raise ValueError(f"verb: {verb} is not known; one of {', '.join([*TRAINING, 'sweep', *VERBS])}")
+            raise ValueError(f"verb: {verb} is not known; one of {', '.join([*TRAINING, 'sweep', 'study', *VERBS])}")
     except Exception as error:
         if os.environ.get("RESVAE_DEBUG") or not _is_users(error):
             raise
         print(f"resvae: error: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _call(function: Callable[..., Any], verb: str, arguments: list[str]) -> None:
+    from jsonargparse import auto_cli
+
+    auto_cli(
+        function,
+        args=arguments,
+        prog=f"resvae {verb}",
+        exit_on_error=False,
+        default_env=True,
+        env_prefix=f"RESVAE_{verb.split()[-1].upper()}_",  # and one more underscore before the option
+    )
+
+
+def _study(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, STUDIES), default=0)
+        print("usage: resvae study NAME [options]\n")
+        print("\n".join(f"  {name:{width}}  {what}" for name, what in STUDIES.items()))
+        return
+    name, *rest = arguments
+    if name not in STUDIES:
+        raise ValueError(f"verb: study {name} is not known; one of {', '.join(STUDIES)}")
+    module = import_module(f"resvae.studies.{name}")
+    if hasattr(module, "main"):
+        module.main(rest)
+    else:
+        _call(getattr(module, name), f"study {name}", rest)
 
 
 def _is_users(error: Exception) -> bool:

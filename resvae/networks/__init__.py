@@ -4,7 +4,8 @@ from resvae.networks.blocks import BlockConfig, ResidualBlock
 from resvae.networks.decoder import ResNetDecoder
 from resvae.networks.depth import cifar_blocks, imagenet_blocks, latent_levels, vae_blocks
 from resvae.networks.encoder import ResNetEncoder
-from resvae.networks.residual import Highway, Residual
+from resvae.networks.recurrent import ResidualGRUCell
+from resvae.networks.residual import Highway, Residual, ShortcutGate, gate_bias
 
 __all__ = [
     "BlockConfig",
@@ -13,7 +14,10 @@ __all__ = [
     "ResNetEncoder",
     "Residual",
     "ResidualBlock",
+    "ResidualGRUCell",
+    "ShortcutGate",
     "cifar_blocks",
+    "gate_bias",
     "imagenet_blocks",
     "latent_levels",
     "vae_blocks",

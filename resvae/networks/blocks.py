@@ -26,7 +26,9 @@ class BlockConfig:
         norm: ``none``, ``batch`` or ``group`` (8 channels a group; one group where 8 does not divide them).
         activation: ``relu``, ``silu`` or ``gelu``.
         shortcut: He's A ``zero_pad``, B ``projection`` where the shape changes, C ``projection_everywhere``.
-        merge: of shortcut and branch: ``sum``, ``none`` (a plain network), ``highway``, or a callable.
+        merge: of shortcut and branch: ``sum``, ``product``, ``none`` (a plain network), He's ``half``, ``highway`` and
+            ``shortcut_gate`` (He 2016, table 1), or a callable.
+        gate_bias: where the b of ``highway`` and ``shortcut_gate`` starts; see ``networks.gate_bias``.
         ratio: a bottleneck's inner width over its outer.
         residual_scale: factor on the initial weights of each branch's last layer; None: 1/sqrt(number of blocks), so
             that the output's variance does not grow with depth (Child 2021, section 3).
@@ -45,6 +47,7 @@ class BlockConfig:
     activation: Literal["relu", "silu", "gelu"] = "silu"
     shortcut: Literal["zero_pad", "projection", "projection_everywhere"] = "projection"
     merge: Merge = "sum"
+    gate_bias: float = -1.0
     ratio: float = 0.25
     residual_scale: float | None = None
     upsample: Literal["transposed", "nearest"] = "transposed"
@@ -136,7 +139,7 @@ class ResidualBlock(nn.Module):
         self.before = nn.Sequential(*layers[:shared])
         self.branch = nn.Sequential(*layers[shared:])
         self.shortcut = nn.Identity() if plain else _shortcut(in_channels, channels, stride, up, config, projects)
-        self.merge = make_merge(config.merge, channels)
+        self.merge = make_merge(config.merge, channels, config.gate_bias)
         self.after = _after(channels, config)
         gain = 1 / SECOND_MOMENT[config.activation]  # what comes out of an activation keeps its size in a convolution
         _initialise(self.branch, gain, 1.0 if plain else residual_scale)

@@ -1,14 +1,16 @@
 """The residual connection itself, around anything, with every way to merge x and F(x)."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from resvae.errors import ResvaeError
 
-MergeName = Literal["sum", "product", "none", "highway"]
+MergeName = Literal["sum", "product", "none", "half", "highway", "shortcut_gate"]
 Merge = MergeName | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -33,38 +35,83 @@ class Plain(nn.Module):
         return fx
 
 
+class Half(nn.Module):
+    """0.5 x + 0.5 F(x) (He 2016, table 1: constant scaling)."""
+
+    def forward(self, x: Tensor, fx: Tensor) -> Tensor:
+        return 0.5 * x + 0.5 * fx
+
+
+class _Gate(nn.Linear):
+    """sigmoid(W x + b) over dimension ``dim`` of x, each place by itself: a 1x1 convolution on maps."""
+
+    def __init__(self, channels: int, bias: float, dim: int):
+        super().__init__(channels, channels)
+        self.dim = dim
+        nn.init.constant_(self.bias, bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.sigmoid(F.linear(input.movedim(self.dim, -1), self.weight, self.bias)).movedim(-1, self.dim)
+
+
 class Highway(nn.Module):
-    """T F(x) + (1 - T) x with T = sigmoid(W x + b) (Srivastava 2015, eq. 3).
+    """T F(x) + (1 - T) x with T = sigmoid(W x + b) (Srivastava 2015, eq. 3; He 2016, table 1: exclusive gating).
 
     Args:
         channels: size of dimension ``dim`` of x.
-        bias: where b starts; -1, -2, -3 for about 10, 20, 30 layers: at first the input is carried.
-        dim: the dimension that W mixes; 1 for images ``[B, C, H, W]``, -1 for sequences ``[B, T, C]``.
+        bias: where b starts; below 0 the input is carried at first. See ``gate_bias``.
+        dim: the dimension that W mixes; 1 for maps ``[B, C, H, W]``, -1 for sequences ``[B, T, C]``.
     """
 
     def __init__(self, channels: int, bias: float = -1.0, dim: int = 1):
         super().__init__()
-        self.dim = dim
-        self.gate = nn.Linear(channels, channels)
-        nn.init.constant_(self.gate.bias, bias)
+        self.gate = _Gate(channels, bias, dim)
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        t = torch.sigmoid(self.gate(x.movedim(self.dim, -1))).movedim(-1, self.dim)
-        return x + t * (fx - x)  # not lerp: under autocast x may be of another type than F(x)
+        return x + self.gate(x) * (fx - x)  # not lerp: under autocast x may be of another type than F(x)
 
 
-MERGES: dict[str, type[nn.Module]] = {"sum": Sum, "product": Product, "none": Plain}
+class ShortcutGate(nn.Module):
+    """F(x) + (1 - g) x with g = sigmoid(W x + b) (He 2016, table 1: shortcut-only gating).
+
+    Args:
+        channels, bias, dim: as ``Highway``'s.
+    """
+
+    def __init__(self, channels: int, bias: float = -1.0, dim: int = 1):
+        super().__init__()
+        self.gate = _Gate(channels, bias, dim)
+
+    def forward(self, x: Tensor, fx: Tensor) -> Tensor:
+        return fx + (1 - self.gate(x)) * x
+
+
+MERGES: dict[str, type[nn.Module]] = {"sum": Sum, "product": Product, "none": Plain, "half": Half}
+GATES = {"highway": Highway, "shortcut_gate": ShortcutGate}
+
+
+def gate_bias(depth: int) -> float:
+    """Where a gate's b starts in a network of ``depth`` layers: -depth/10, at most -1 and at least -6.
+
+    Srivastava 2015 has -1, -2, -3 for about 10, 20, 30 layers. Deeper than 60 it stays at -6, which He 2016 (section
+    3.1) found the best of 0, -1, ..., -10 for 110 layers: at -11 a branch would begin with 1/60,000 of its output.
+    """
+    return -min(max(depth / 10, 1.0), 6.0)
 
 
 class Residual(nn.Module):
     """Wraps any module, or whole model, whose output has its input's shape: y = merge(x, F(x)).
 
+    Of a tuple, such as a recurrent layer's (output, state), the first element is merged with x and the rest passes
+    through. Of a ``PackedSequence`` the data ``[N, C]`` are merged. Further arguments, as a first state, go to F.
+
     Args:
-        module: F.
-        merge: ``sum``, ``product``, ``none`` (F alone), or any callable or module of (x, F(x)), as ``Highway(64)``.
+        module: F; an ``nn.LSTM`` or ``nn.GRU`` needs an input_size of hidden_size times its directions.
+        merge: ``sum``, ``product``, ``half``, ``none`` (F alone), or any callable or module of (x, F(x)), as
+            ``Highway(64)`` and ``ShortcutGate(64)``; with ``dim=-1`` on sequences.
 
     Raises:
-        ResvaeError: an unknown merge; in ``forward``, an output of another shape than the input's.
+        ResvaeError: an unknown merge; in ``forward``, an output of another shape than the input's, or packed otherwise.
     """
 
     def __init__(self, module: nn.Module, merge: Merge = "sum"):
@@ -72,25 +119,39 @@ class Residual(nn.Module):
         self.module = module
         self.merge = make_merge(merge)
 
-    def forward(self, x: Tensor) -> Tensor:
-        fx = self.module(x)
-        if fx.shape != x.shape:
-            raise ResvaeError(
-                f"Residual: the module turns {tuple(x.shape)} into {tuple(fx.shape)}; both must have the same shape"
-            )
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        y = self.module(x, *args, **kwargs)
+        if isinstance(y, tuple) and not isinstance(y, PackedSequence):
+            return self._merged(x, y[0], f", the first of {len(y)} outputs"), *y[1:]
+        return self._merged(x, y)
+
+    def _merged(self, x: Any, fx: Any, which: str = "") -> Any:
+        if isinstance(x, PackedSequence) and isinstance(fx, PackedSequence):
+            if not all(map(_alike, x[1:], fx[1:])):
+                raise ResvaeError("Residual: the module changes lengths or order of a PackedSequence; both must stay")
+            return fx._replace(data=self._merged(x.data, fx.data, f", packed data{which}"))
+        a, b = (tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in (x, fx))
+        if a != b or not isinstance(x, Tensor):
+            raise ResvaeError(f"Residual: the module turns {a} into {b}{which}; both must have the same shape")
         return self.merge(x, fx)
 
 
-def make_merge(merge: Merge, channels: int | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """The merge of this name; ``channels`` are what ``highway`` needs to know. Callables pass through."""
+def _alike(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def make_merge(
+    merge: Merge, channels: int | None = None, bias: float = -1.0, dim: int = 1
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The merge of this name, a gate with these arguments, of which it needs ``channels``. Callables pass through."""
     check_merge(merge)
     if callable(merge):
         return merge
-    if merge == "highway":
-        if channels is None:
-            raise ResvaeError("merge: highway needs the number of channels here; give Highway(channels)")
-        return Highway(channels)
-    return MERGES[merge]()
+    if merge not in GATES:
+        return MERGES[merge]()
+    if channels is None:
+        raise ResvaeError(f"merge: {merge} needs the number of channels here; give {GATES[merge].__name__}(channels)")
+    return GATES[merge](channels, bias, dim)
 
 
 def check_merge(merge: Merge) -> None:

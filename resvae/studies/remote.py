@@ -1,4 +1,4 @@
-"""The runs of a sweep on a Ray cluster."""
+"""Training runs on a Ray cluster."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -26,16 +26,16 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.cpus < 1 or self.gpus < 0:
-            raise ResvaeError(f"sweep: --cpus {self.cpus} --gpus {self.gpus:g} is not allowed; at least 1 and 0")
+            raise ResvaeError(f"ray: --cpus {self.cpus} --gpus {self.gpus:g} is not allowed; at least 1 and 0")
         if find_spec("ray") is None:
-            raise ResvaeError("sweep: --ray needs the extra resvae[ray]")
+            raise ResvaeError("ray: it needs the extra resvae[ray]")
 
 
 def train_remotely(runs: Sequence[Run], cluster: Cluster, environment: dict[str, str]) -> Iterator[tuple[Run, int]]:
     """Train each run as a Ray task; each run as it ends, with its exit code.
 
     A run whose worker is lost is given to another, without limit, and goes on from its last checkpoint. The directory
-    in which the sweep was started must be on a disk that the workers share, under the same path, for configuration,
+    in which they were started must be on a disk that the workers share, under the same path, for configuration,
     data and runs are found from there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -54,7 +54,7 @@ def train_remotely(runs: Sequence[Run], cluster: Cluster, environment: dict[str,
             try:
                 yield run, ray.get(done)
             except RayError as error:
-                print(f"{run}: {error}", flush=True)
+                print(f"{run.label}: {error}", flush=True)
                 yield run, 1
     finally:
         ray.shutdown()

@@ -1,16 +1,62 @@
 """What a sweep has found: a row a run, or a row a value with the spread over its seeds, and the plot."""
 
+import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resvae.studies.runs import AXES, Run, runs_in, written
 from resvae.studies.table import Cell, write_table
+from resvae.training.summary import read_summary
+
+# What can be varied: the model's argument, and what the option and the table's files are called.
+AXES = {"depth": "depths", "levels": "levels", "stochastic_depth": "stochastic_depths"}
 
 # Keng, "Residual Networks" (2018): minima over the epochs of the training and validation loss, nats an image.
 REPORTED = {28: (1790.4, 1794.7), 40: (1787.5, 1795.7), 70: (1784.8, 1799.0), 100: (1782.3, 1804.0)}
 NOTES = "Losses: nats an image, minima over the epochs. Bits/dim, KL (nats): at the best validation."
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run of a sweep stands.
+
+    Args:
+        axis: the model's argument that varies.
+        value: what it is here: one number, or one a resolution.
+        seed: None for the configuration's own.
+    """
+
+    axis: str
+    value: tuple[int, ...]
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder: ``depth_0028``, ``levels_1-2-2-1_seed_0``."""
+        value = f"{self.value[0]:04d}" if len(self.value) == 1 else written(self.value)
+        return f"{self.axis}_{value}" + ("" if self.seed is None else f"_seed_{self.seed}")
+
+    def __str__(self) -> str:
+        return f"{self.axis} {written(self.value)}" + ("" if self.seed is None else f", seed {self.seed}")
+
+
+def runs_in(folder: Path, axis: str) -> list[tuple[Point, dict[str, Any]]]:
+    """The runs that have something to tell, by value and seed, with their summaries."""
+    names = [re.fullmatch(rf"{axis}_(\d+(?:-\d+)*)(?:_seed_(\d+))?", path.name) for path in folder.glob("*")]
+    points = [
+        Point(axis, tuple(map(int, name[1].split("-"))), None if name[2] is None else int(name[2]))
+        for name in names
+        if name
+    ]
+    points.sort(key=lambda point: (sum(point.value), point.value, point.seed or 0))
+    return [(point, summary) for point in points if (summary := read_summary(folder / point.name))]
+
+
+def written(value: Sequence[int]) -> str:
+    """As the command line has it: 4, or 1-2-2-1."""
+    return "-".join(map(str, value))
 
 
 def table(folder: Path, axis: str = "depth") -> str:
@@ -31,10 +77,10 @@ def table(folder: Path, axis: str = "depth") -> str:
     values = dict.fromkeys(run.value for run, _ in runs)
     groups = [[row for (run, _), row in zip(runs, rows, strict=True) if run.value == value] for value in values]
     notes = f"{NOTES} ±: the standard deviation over the seeds."
-    return write_table([_over_seeds(group) for group in groups], folder, name, notes)
+    return write_table([over_seeds(group) for group in groups], folder, name, notes)
 
 
-def write_plot(runs: Sequence[tuple[Run, dict[str, Any]]], path: Path) -> None:
+def write_plot(runs: Sequence[tuple[Point, dict[str, Any]]], path: Path) -> None:
     """Bits/dim, or the losses where there is none, against the axis: a marker a run, a line through the means."""
     import matplotlib as mpl
 
@@ -50,9 +96,7 @@ def write_plot(runs: Sequence[tuple[Run, dict[str, Any]]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for i, (key, label) in enumerate(lines.items()):
         points = [(place[run.value], summary[key]) for run, summary in runs if key in summary]
-        means = {x: statistics.fmean(y for other, y in points if other == x) for x, _ in points}
-        axes.plot([x for x, _ in points], [y for _, y in points], "o", color=f"C{i}")
-        axes.plot(list(means), list(means.values()), color=f"C{i}", label=label)
+        plot_means(axes, points, label, color=f"C{i}")
     axes.set_xticks(list(place.values()), [written(value) for value in place])
     axes.set(xlabel=runs[0][0].axis.replace("_", " "), ylabel=unit)
     axes.legend()
@@ -61,7 +105,14 @@ def write_plot(runs: Sequence[tuple[Run, dict[str, Any]]], path: Path) -> None:
     plt.close(figure)
 
 
-def _row(run: Run, summary: dict[str, Any]) -> dict[str, Cell]:
+def plot_means(axes: Any, points: Sequence[tuple[float, float]], label: str, **look: Any) -> None:
+    """A marker a point ``(x, y)``, and a line through the mean y of each x."""
+    means = {x: statistics.fmean(y for other, y in points if other == x) for x, _ in points}
+    axes.plot(*zip(*points, strict=True), **look | {"ls": "", "marker": "o"})
+    axes.plot(list(means), list(means.values()), label=label, **look)
+
+
+def _row(run: Point, summary: dict[str, Any]) -> dict[str, Cell]:
     arguments = {name: written(v) if isinstance(v, list) else v for name, v in summary.get("arguments", {}).items()}
     row: dict[str, Cell] = {run.axis: written(run.value)}
     row |= {} if run.seed is None else {"seed": str(run.seed)}
@@ -82,8 +133,8 @@ def _row(run: Run, summary: dict[str, Any]) -> dict[str, Cell]:
     return row | {"widths": arguments.get("widths"), "ended": summary["ended"]}
 
 
-def _over_seeds(rows: Sequence[dict[str, Cell]]) -> dict[str, Cell]:
-    """The rows of one value as one: mean and spread of what is measured, and what differs otherwise listed."""
+def over_seeds(rows: Sequence[dict[str, Cell]]) -> dict[str, Cell]:
+    """Rows that differ in the seed as one: mean and spread of what is measured, and what differs otherwise listed."""
     merged: dict[str, Cell] = {}
     for name in rows[0]:
         cells = [cell for row in rows if (cell := row.get(name)) is not None]

@@ -119,8 +119,16 @@ def test_other_merges_get_both_paths():
     x = example(2, 4, 6, 6)
     block = ResidualBlock(4, 4, config=BlockConfig(merge=torch.maximum))
     torch.testing.assert_close(block(x), torch.maximum(x, block.branch(x)))
-    gated = ResidualBlock(4, 8, config=BlockConfig(merge="highway"))
-    assert gated.merge.gate.weight.shape == (8, 8)
+    half = ResidualBlock(4, 4, config=BlockConfig(merge="half"))
+    torch.testing.assert_close(half(x), (x + half.branch(x)) / 2)
+
+
+@pytest.mark.parametrize("merge", ["highway", "shortcut_gate"])
+def test_gates_are_as_wide_as_the_block_and_start_at_their_bias(merge):
+    for config, bias in ((BlockConfig(merge=merge), -1.0), (BlockConfig(merge=merge, gate_bias=-6.0), -6.0)):
+        gate = ResidualBlock(4, 8, config=config).merge.gate
+        assert gate.weight.shape == (8, 8)
+        assert torch.equal(gate.bias, torch.full((8,), bias))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -235,5 +243,8 @@ def test_a_wrong_field_is_named_with_its_value(wrong):
 
 
 def test_a_config_survives_json():
-    config = BlockConfig(order="original", norm="group", residual_scale=0.5, conv_bias=True)
-    assert BlockConfig(**json.loads(json.dumps(asdict(config)))) == config
+    config = BlockConfig(order="original", norm="group", residual_scale=0.5, conv_bias=True, gate_bias=-3.0)
+    saved = json.loads(json.dumps(asdict(config)))
+    assert BlockConfig(**saved) == config
+    del saved["gate_bias"]  # as before there was one
+    assert BlockConfig(**saved) == replace(config, gate_bias=-1.0)

@@ -16,8 +16,9 @@ import resvae
 from resvae.cli import main
 from resvae.errors import ResvaeError
 from resvae.studies import runs as studied
-from resvae.studies.runs import Run
-from resvae.studies.sweep import Match, _values
+from resvae.studies.launch import listed
+from resvae.studies.results import Point
+from resvae.studies.sweep import Match
 
 CONFIG = """
 seed_everything: 0
@@ -249,7 +250,7 @@ def test_runs_that_were_trained_otherwise_are_not_taken_for_these(tmp_path, not_
     assert main([*command, *more]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
-    assert "choose another --name" in line
+    assert "choose another folder" in line
     (tmp_path / "config.yaml").write_text("# a comment\n" + CONFIG)
     assert main(command) == 0
     assert len(not_run) == 1
@@ -271,7 +272,7 @@ def test_a_run_ends_with_the_sweep_that_was_killed(tmp_path):
         "import pathlib, runpy, sys\n"
         f"Run = runpy.run_path({studied.__file__!r})['Run']\n"
         f"sys.executable, folder = {str(run)!r}, pathlib.Path({str(tmp_path)!r})\n"
-        "Run(folder, 'depth', (16,)).train({}, False)\n"
+        "Run(folder, 'depth_0016', 'depth 16').train({}, False)\n"
     )
     with subprocess.Popen([sys.executable, str(tmp_path / "sweep.py")]) as sweep:
         while not pid.is_file():
@@ -290,12 +291,12 @@ def test_a_run_ends_with_the_sweep_that_was_killed(tmp_path):
 @pytest.mark.parametrize("values", ["", "a", "16,,22", "16;22", "1-,2", "-1"])
 def test_values_that_are_no_numbers_are_refused(values):
     with pytest.raises(ResvaeError, match=r"levels: .* give numbers with commas"):
-        _values("levels", values)
+        listed("levels", values)
 
 
 def test_values_are_numbers_or_tuples_each_once():
-    assert _values("levels", "1, 2-2,1") == [(1,), (2, 2)]
-    assert Run(Path("s"), "levels", (2, 2), 0).name == "levels_2-2_seed_0"
+    assert listed("levels", "1, 2-2,1") == [(1,), (2, 2)]
+    assert Point("levels", (2, 2), 0).name == "levels_2-2_seed_0"
 
 
 BAD = {
@@ -328,7 +329,7 @@ def test_bad_input_is_one_line(tmp_path, not_run, capsys, more, told):
 def test_ray_that_is_not_installed_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("resvae.studies.remote.find_spec", lambda _: None)
     assert main([*arguments(tmp_path, "16"), "--ray", "local"]) == 2
-    assert capsys.readouterr().err == "resvae: error: sweep: --ray needs the extra resvae[ray]\n"
+    assert capsys.readouterr().err == "resvae: error: ray: it needs the extra resvae[ray]\n"
 
 
 def test_a_match_keeps_only_its_own_numbers():

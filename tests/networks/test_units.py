@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +8,7 @@ from resvae import VAE, HierarchicalVAE, ResNetClassifier
 from resvae.errors import ResvaeError
 from resvae.models.classifier import HE
 from resvae.networks import BlockConfig
-from resvae.studies.units import replaced, units, without
+from resvae.networks.units import replaced, summed, units, without
 
 PRE = BlockConfig(order="full_pre", norm="batch", activation="relu", shortcut="zero_pad")
 PLAIN = BlockConfig(order="original", norm="batch", activation="relu", merge="none")
@@ -32,6 +34,14 @@ def test_units_come_in_order_with_what_changes():
 def test_a_model_without_blocks_is_refused(model: nn.Module, within: str):
     with pytest.raises(ResvaeError, match=f"a Linear has no residual block.*{within}"):
         units(model, within)
+
+
+def test_units_that_do_not_add_up_are_refused():
+    model = classifier(PRE)
+    assert summed(model) == units(model)
+    for merge, name in (("none", "Plain"), ("highway", "Highway"), (torch.maximum, "maximum")):
+        with pytest.raises(ResvaeError, match=f"merged by sum; encoder.stages.0.0 is merged by {name}"):
+            summed(classifier(replace(PRE, merge=merge)))
 
 
 @pytest.mark.parametrize("block", [HE, PRE, PLAIN], ids=["original", "full_pre", "plain"])

@@ -1,0 +1,143 @@
+"""Model FLOP/s of a training step as a share of what the device's convolutions reach, both measured in this run.
+
+    python benchmarks/utilisation.py --config configs/cifar10_hierarchical.yaml --seconds 60 --out utilisation.json
+
+Rounds of training steps and of the fastest of a few 3x3 convolutions (forward and backward, channels last, the same
+precision) alternate, so that both meet the same machine; medians are printed. FLOPs are torch's own count of the
+convolutions and matrix products of one step, two a multiplication and addition; element-wise work counts as none.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from resvae.evaluation import commit, hardware
+from resvae.networks import BlockConfig
+from resvae.storage import MODELS
+from resvae.training.base import native_bf16
+
+PEAK_SHAPES = ((256, 64, 32), (256, 256, 16), (128, 512, 16), (64, 256, 8), (16, 64, 32))  # batch, channels, size
+ROUNDS = 5
+
+
+def rate(step: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """Steps a second, over about so long."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else int
+    wait()
+    start, steps = time.perf_counter(), 0
+    while not steps or time.perf_counter() - start < seconds:
+        step()
+        steps += 1
+        if steps % 8 == 0:
+            wait()
+    wait()
+    return steps / (time.perf_counter() - start)
+
+
+def flops(step: Callable[[], Any]) -> int:
+    """Of one step, by torch's count."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def training_step(config: dict[str, Any], device: torch.device, bf16: bool) -> tuple[Callable[[], Any], int, int]:
+    """One update on random images, its FLOPs and its images; compiled where the configuration says so."""
+    vae = config["model"]["vae"]
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in vae["init_args"].items()}
+    if "block" in arguments:
+        arguments["block"] = BlockConfig(**arguments["block"])
+    model = MODELS[vae["class_path"].split(".")[-1]](**arguments)
+    model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    num = config["data"]["batch_size"]
+    x = torch.randint(256, (num, *model.image_shape), dtype=torch.uint8, device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def loss() -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return -model.elbo(x).elbo.mean()
+
+    fast = torch.compile(loss) if config["model"].get("compile") else loss
+
+    def step(loss: Callable[[], torch.Tensor] = fast) -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, flops(lambda: step(loss)), num  # the counter sees eager operations alone
+
+
+def convolution(shape: tuple[int, int, int], device: torch.device, bf16: bool) -> Callable[[], Any]:
+    """A 3x3 convolution forward and backward on ``[batch, channels, size, size]``."""
+    batch, channels, size = shape
+    layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    layer = layer.to(device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    x = torch.randn(batch, channels, size, size, device=device, dtype=dtype).requires_grad_()
+    x.data = x.data.contiguous(memory_format=torch.channels_last)
+    gradient = torch.ones_like(layer(x))
+    return lambda: layer(x).backward(gradient)
+
+
+def main() -> None:
+    """Measure and print; with ``--out`` write the figures as JSON too."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("configs/cifar10_hierarchical.yaml"))
+    parser.add_argument("--seconds", type=float, default=30, help="of each of the two measurements, in all")
+    parser.add_argument("--batch_size", type=int, help="the configuration's unless told")
+    parser.add_argument("--compile", choices=("config", "true", "false"), default="config")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    config = yaml.safe_load(arguments.config.read_text())
+    config["data"]["batch_size"] = arguments.batch_size or config["data"]["batch_size"]
+    if arguments.compile != "config":
+        config["model"]["compile"] = arguments.compile == "true"
+    bf16 = native_bf16(device.type)
+
+    step, per_step, images = training_step(config, device, bf16)
+    for _ in range(3):
+        step()
+    layers = [convolution(shape, device, bf16) for shape in PEAK_SHAPES]
+    counts = [flops(layer) for layer in layers]
+    each = arguments.seconds / ROUNDS
+    steps, peaks = [], []
+    for _ in range(ROUNDS):
+        steps.append(rate(step, device, each))
+        peaks.append([n * rate(f, device, each / len(layers)) for n, f in zip(counts, layers, strict=True)])
+    medians = [statistics.median(column) for column in zip(*peaks, strict=True)]
+    speed, peak = statistics.median(steps), max(medians)
+    shape = PEAK_SHAPES[medians.index(peak)]
+    figures = {
+        "config": str(arguments.config),
+        "commit": commit(),
+        "hardware": hardware(device),
+        "torch": torch.__version__,
+        "precision": "bf16" if bf16 else "fp32",
+        "compiled": bool(config["model"].get("compile")),
+        "batch_size": images,
+        "images_per_second": speed * images,
+        "gigaflop_per_image": per_step / images / 1e9,
+        "model_teraflops": speed * per_step / 1e12,
+        "peak_teraflops": peak / 1e12,
+        "peak_convolution": f"3x3, {shape[0]}x{shape[1]}x{shape[2]}x{shape[2]}",
+        "utilisation": speed * per_step / peak,
+    }
+    for name, value in figures.items():
+        print(f"{name:20} {value:,.4g}" if isinstance(value, float) else f"{name:20} {value}")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

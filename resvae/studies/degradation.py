@@ -1,0 +1,54 @@
+"""``resvae study degradation``: plain networks get worse with depth in training already, residual ones do not."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from resvae.networks import gate_bias
+from resvae.studies.results import plot_means
+from resvae.studies.variants import FIGURES, Result, Study, Variant, curves, deciding
+
+REPORTED = "reported test error, %"
+RESIDUAL = {20: "8.75", 32: "7.51", 44: "7.17", 56: "6.97", 110: "6.43"}  # He 2015, table 6
+PLAIN = {20: "8.7 to 9.6", 56: "12.3 to 14.2", 110: "over 60"}  # repeats by others; He 2015, section 4.2
+
+
+def kinds(depth: int) -> list[Variant]:
+    """Plain, residual (He 2015), highway (Srivastava 2015) with gates that start as their depth wants it."""
+    return [
+        Variant("plain", {"merge": "none"}, {REPORTED: PLAIN.get(depth)}),
+        Variant("residual", {"merge": "sum"}, {REPORTED: RESIDUAL.get(depth)}),
+        Variant("highway", {"merge": "highway", "gate_bias": gate_bias(depth)}, {REPORTED: None}),
+    ]
+
+
+def plots(results: Sequence[Result], folder: Path, name: str) -> None:
+    """``name_curves.png``, a panel a kind, and ``name.png``, the last epoch's figures against depth."""
+    path = folder / f"{name}_curves.png"
+    curves(results, path, lambda result: result.variant, lambda result: f"{result.depth} layers")
+    by_depth(results, folder / f"{name}.png")
+
+
+def by_depth(results: Sequence[Result], path: Path) -> None:
+    """A PNG of training (dashed) and test (solid) against depth: a marker a run, lines through the means."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    name = deciding(results)
+    label, scale = FIGURES[name]
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for i, kind in enumerate(dict.fromkeys(result.variant for result in results)):
+        for split, word, style in (("train", "training", "--"), ("test", "test", "-")):
+            points = [(r.depth, scale * r.figures[f"{split}/{name}"]) for r in results if r.variant == kind]
+            plot_means(axes, points, f"{kind}, {word}", color=f"C{i}", ls=style)
+    axes.set_xticks(sorted({result.depth for result in results}))
+    axes.set(xlabel="depth, layers", ylabel=label)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+STUDY = Study("degradation", "plain, residual and highway networks of several depths", kinds, "20,56", plots)
+main = STUDY.main

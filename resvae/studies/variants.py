@@ -1,0 +1,219 @@
+"""Studies that train one network with other blocks: a grid of variants, depths and seeds, its table and its curves."""
+
+import csv
+import itertools
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from resvae.models import ResNetClassifier
+from resvae.storage import load
+from resvae.studies.launch import Launch, Parser, listed
+from resvae.studies.record import Record, Row, fingerprint, shape_of
+from resvae.studies.results import over_seeds
+from resvae.studies.runs import Run
+
+CONFIG = "configs/cifar10_degradation_cpu.yaml"
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+FIGURES = {"error": ("error, %", 100.0), "bits_per_dim": ("bits/dim", 1.0), "loss": ("loss, nats", 1.0)}
+NOTES = (
+    "All figures are of the last epoch and its checkpoint: training, the running means over the epoch's batches, in "
+    "training mode; validation and test, in eval mode. ±: the standard deviation over the seeds."
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kind of network.
+
+    Args:
+        name: in tables and plots, and with underscores in its runs' folders.
+        block: the fields of ``BlockConfig`` that make it.
+        reported: cells of the table that others have published, of classifiers of CIFAR-10.
+    """
+
+    name: str
+    block: dict[str, Any]
+    reported: Row
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that has ended.
+
+    Args:
+        variant, depth, seed: which.
+        parameters: that are trained. weights: the last checkpoint's fingerprint.
+        data: the data set. told: what was trained on what, in words.
+        history: a figure an epoch by its name in the log: ``train/error``.
+        test: the last checkpoint's on the test images, by their names in the log: ``test/error``.
+    """
+
+    variant: str
+    depth: int
+    seed: int
+    parameters: int
+    weights: str
+    data: str
+    told: str
+    history: dict[str, list[float]]
+    test: dict[str, float]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The last of each figure by its name in the log."""
+        return {name: values[-1] for name, values in self.history.items() if values} | self.test
+
+
+def result(run: Path, variant: str, depth: int, seed: int) -> Result:
+    """Test the last checkpoint of a run's folder, as ``resvae test`` does, and gather what it has logged."""
+    import pytorch_lightning as pl
+
+    from resvae.training import LitClassifier, LitVAE
+    from resvae.training.run import data_of
+
+    model = load(run / "checkpoints/last.ckpt")
+    data = data_of(str(run), None, None, "data", shape_of(model))
+    module = LitClassifier(model) if isinstance(model, ResNetClassifier) else LitVAE(model)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (test,) = pl.Trainer(**quiet).test(module, data, verbose=False)
+    with (run / "metrics.csv").open(newline="") as file:
+        log = list(csv.DictReader(file))
+    history = {name: [float(row[name]) for row in log if row[name]] for name in log[0]}
+    told = (
+        f"{type(model).__name__}s, trained on {data.num_train:,} images of {data.name}, validated on {data.num_val:,}, "
+        f"tested on all {data.num_test:,} test images."
+    )
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Result(variant, depth, seed, parameters, fingerprint(model), str(data.name), told, history, dict(test))
+
+
+def deciding(results: Sequence[Result]) -> str:
+    """The figure that plots are of: ``error``, ``bits_per_dim``, or else ``loss``."""
+    return next(name for name in FIGURES if all(f"val/{name}" in result.history for result in results))
+
+
+def curves(
+    results: Sequence[Result], path: Path, panel: Callable[[Result], str], line: Callable[[Result], str]
+) -> None:
+    """A PNG of training (dashed) and validation (solid) by epoch, as He 2015, figure 6: panels of lines."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    name = deciding(results)
+    label, scale = FIGURES[name]
+    panels, lines = (list(dict.fromkeys(map(key, results))) for key in (panel, line))
+    size = 1.5 + 4 * len(panels), 4
+    figure, grid = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for each in results:
+        axes = grid[0][panels.index(panel(each))]
+        for split, style in (("train", "--"), ("val", "-")):
+            y = [scale * value for value in each.history[f"{split}/{name}"]]
+            axes.plot(range(1, len(y) + 1), y, style, color=f"C{lines.index(line(each))}", lw=1.2)
+    for axes, title in zip(grid[0], panels, strict=True):
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    grid[0][0].set_ylabel(f"{label}\ndashed: training, solid: validation")
+    keys = [plt.Line2D([], [], color=f"C{i}", label=text) for i, text in enumerate(lines)]
+    figure.legend(handles=keys, loc="outside right upper")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def compared(results: Sequence[Result], folder: Path, name: str) -> None:
+    """``name.png``: training curves, a panel a depth, a colour a variant."""
+    curves(results, folder / f"{name}.png", lambda each: f"{each.depth} layers", lambda each: each.variant)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study by name; ``main`` is its command line.
+
+    Args:
+        name: of the study and its files. told: what it trains, for the help.
+        variants: those of a depth.
+        depths: the command line's default.
+        plots: writes PNGs of results into a folder, their names beginning with that of the study.
+    """
+
+    name: str
+    told: str
+    variants: Callable[[int], Sequence[Variant]]
+    depths: str
+    plots: Callable[[Sequence[Result], Path, str], None] = compared
+
+    def main(self, arguments: list[str]) -> None:
+        """Parse ``resvae study NAME``; what it does not know goes to ``resvae fit`` of each run."""
+        parser = Parser(f"study {self.name}", f"Train {self.told}; write the table: .md, .csv, .png.", CONFIG, "0")
+        parser.add_argument("--depths", default=self.depths, help=f"layers, with commas [{self.depths}]")
+        parser.add_argument("--out", default=f"runs/study_{self.name}", help="the folder [runs/study_NAME]")
+        known, rest = parser.parse_known_args(arguments)
+        depths, seeds = ([n for (n,) in listed(name, getattr(known, name), r"\d+")] for name in ("depths", "seeds"))
+        self.run(parser.launch(Path(known.out), known, rest), depths, seeds)
+
+    def run(self, launch: Launch, depths: Sequence[int], seeds: Sequence[int] = (0,)) -> str:
+        """Train a classifier or a VAE a variant, depth and seed, and test each once; returns the table in Markdown.
+
+        Raises:
+            ResvaeError: a run failed.
+        """
+        config = launch.common["config"]
+        field = "classifier" if isinstance(config, dict) and "classifier" in (config.get("model") or ()) else "vae"
+        model = f"--model.{field}.init_args"
+        grid: list[tuple[Run, Variant, int, int]] = []
+        for depth, seed in itertools.product(depths, seeds):
+            for variant in self.variants(depth):
+                block = [f"{model}.block.{name}={value}" for name, value in variant.block.items()]
+                run = Run(
+                    launch.folder,
+                    f"{variant.name.replace(' ', '_')}_depth_{depth:04d}_seed_{seed}",
+                    f"{variant.name}, depth {depth}, seed {seed}",
+                    (*launch.arguments, f"{model}.depth={depth}", *block, f"--seed_everything={seed}"),
+                )
+                grid.append((run, variant, depth, seed))
+        names = [variant.name for _, variant, *_ in grid]
+        grid.sort(key=lambda cell: names.index(cell[1].name))
+        return launch.train([run for run, *_ in grid], lambda: self._table(grid), self.name)
+
+    def _table(self, grid: Sequence[tuple[Run, Variant, int, int]]) -> str:
+        """Of the runs of the grid that have ended: a row each, a row for all seeds, and the plots."""
+        folder = grid[0][0].folder
+        record, results, rows = Record(folder, {"study": self.name}), [], []
+        for run, variant, depth, seed in grid:
+            if run.ended:
+                # by its time, too: a run that was removed and trained again is another
+                key = f"{run.name}, {run.summary()['seconds']:.3f} s"
+                which = folder / run.name, variant.name, depth, seed
+                results.append(Result(**record.measure(key, lambda which=which: asdict(result(*which)))))
+                rows.append(_row(results[-1], variant.reported))
+        if not results:
+            return ""
+        self.plots(results, folder, self.name)
+        seeds = ", ".join(map(str, sorted({each.seed for each in results})))
+        notes = f"{results[0].told} Seeds: {seeds}. {NOTES}"
+        record.write(f"{self.name}_runs", rows, notes)
+        groups: dict[tuple[Any, ...], list[Row]] = {}
+        for row in rows:
+            del row["weights"]
+            groups.setdefault((row["network"], row["depth"]), []).append(row)
+        return record.write(self.name, [over_seeds(group) for group in groups.values()], notes)
+
+
+def _row(each: Result, reported: Row) -> Row:
+    row: Row = {"network": each.variant, "depth": each.depth, "seed": str(each.seed), "parameters": each.parameters}
+    row["epochs"] = len(each.history["val/loss"])
+    for figure, (label, scale) in FIGURES.items():
+        for split, word in SPLITS.items():
+            if (value := each.figures.get(f"{split}/{figure}")) is not None:
+                row[f"{word} {label}"] = scale * value
+    comparable = each.data == "cifar10" and "test/error" in each.test
+    return row | (reported if comparable else {}) | {"weights": each.weights}

@@ -1,0 +1,228 @@
+"""A study of variants: each trained and tested once, a table of the last epoch, published figures where they fit."""
+
+import csv
+import itertools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from resvae.cli import main
+from resvae.studies import degradation, variants
+from resvae.studies import runs as studied
+from resvae.studies.variants import Result, Study, Variant, curves, result
+
+CONFIG = """
+seed_everything: 0
+data: {name: digits, batch_size: 64, validation: 60, limit: 128}
+model:
+  classifier: {depth: 8, image_shape: [1, 8, 8]}
+  ema_decay: 0
+trainer: {max_epochs: 2, accelerator: cpu}
+tracker: none
+"""
+VAE = """
+data: {name: digits, batch_size: 64, validation: 60, limit: 64}
+model:
+  vae:
+    class_path: resvae.VAE
+    init_args: {latent_dim: 4, image_shape: [1, 8, 8], widths: [8, 8], strides: [1, 2]}
+trainer: {max_epochs: 1, accelerator: cpu}
+images: {every_n_epochs: 0}
+tracker: none
+"""
+
+
+@pytest.fixture
+def in_process(monkeypatch) -> list[list[str]]:
+    """Runs in this process, to save the time of importing; the arguments of each are kept."""
+    calls: list[list[str]] = []
+    really_run = subprocess.run
+
+    def run(command, **options):
+        if command[0] == "git":  # a run asks for its commit
+            return really_run(command, **options)
+        calls.append(command[3:])
+        return subprocess.CompletedProcess(command, main(command[3:]))
+
+    monkeypatch.setattr(studied.subprocess, "run", run)
+    return calls
+
+
+@pytest.fixture
+def not_run(monkeypatch) -> list[list[str]]:
+    """Runs that only say that they have ended, and test images on which the n-th of them errs n times in ten."""
+    calls: list[list[str]] = []
+    really_run = subprocess.run
+
+    def run(command, **options):
+        if command[0] == "git":
+            return really_run(command, **options)
+        calls.append(command[3:])
+        given = dict(itertools.pairwise(command))
+        folder = Path(given["--runs"]) / given["--name"]
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints/last.ckpt").touch()
+        (folder / "summary.json").write_text(json.dumps({"seconds": 1.0, "n": len(calls), "ended": "all done"}))
+        return subprocess.CompletedProcess(command, 0)
+
+    def tested(run: Path, variant: str, depth: int, seed: int) -> Result:
+        error = json.loads((run / "summary.json").read_text())["n"] / 10
+        history = {name: [0.9, error] for name in ("train/error", "val/error", "train/loss", "val/loss")}
+        test = {"test/error": error, "test/loss": 0.5}
+        return Result(variant, depth, seed, 7, "0f", "cifar10", "Classifiers.", history, test)
+
+    monkeypatch.setattr(studied.subprocess, "run", run)
+    monkeypatch.setattr(variants, "result", tested)
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: path.touch())  # drawing takes the most time
+    return calls
+
+
+def arguments(folder: Path, *more: str, config: str = CONFIG, name: str = "degradation") -> list[str]:
+    (folder / "config.yaml").write_text(config)
+    return ["study", name, "--config", str(folder / "config.yaml"), "--out", str(folder / "s"), *more]
+
+
+def rows(folder: Path, name: str = "degradation") -> list[dict[str, str]]:
+    with (folder / f"s/{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def one(monkeypatch) -> None:
+    """A study of one variant, in the place of another."""
+    study = Study("few", "one", lambda _: [Variant("no shortcut", {"merge": "none"}, {"reported": "1"})], "16")
+    monkeypatch.setattr(degradation, "main", study.main)
+
+
+def test_a_run_is_tested_once_and_the_table_is_of_its_last_epoch(tmp_path, one, in_process, capsys, monkeypatch):
+    command = arguments(tmp_path, "--depths", "8", "--data.batch_size", "32")
+    assert main(command) == 0
+    assert "--model.classifier.init_args.block.merge=none" in in_process[0]
+    (row,) = rows(tmp_path, "few")
+    assert (row["network"], row["depth"], row["epochs"]) == ("no shortcut", "8", "2")
+    assert "reported" not in row  # these are digits
+    run = tmp_path / "s/no_shortcut_depth_0008_seed_0"
+    with (run / "metrics.csv").open() as file:
+        log = list(csv.DictReader(file))
+    for split, word in (("train", "training"), ("val", "validation")):
+        last = [float(line[f"{split}/error"]) for line in log if line[f"{split}/error"]][1]
+        assert float(row[f"{word} error, %"]) == pytest.approx(100 * last)
+    assert row["parameters"] == str(json.loads((run / "summary.json").read_text())["parameters"])
+    text = (tmp_path / "s/few.md").read_text()
+    assert "trained on 128 images of digits, validated on 60, tested on all 299 test images. Seeds: 0." in text
+
+    capsys.readouterr()
+    last = ["--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.enable_progress_bar", "false"]
+    assert main(["test", str(run), *last]) == 0
+    told = json.loads(capsys.readouterr().out.rpartition("test: ")[2])
+    assert float(row["test error, %"]) == pytest.approx(100 * told["error"], abs=0.006)
+    assert float(row["test loss, nats"]) == pytest.approx(told["loss"], abs=1e-4)
+
+    shutil.rmtree(run / "checkpoints")
+    monkeypatch.setattr(variants, "result", None)
+    assert main(command) == 0
+    assert len(in_process) == 1
+    assert (tmp_path / "s/few.md").read_text() == text
+    assert text in capsys.readouterr().out
+
+
+def test_a_vae_is_measured_in_bits(tmp_path, one, in_process):
+    assert main(arguments(tmp_path, "--depths", "16", config=VAE)) == 0
+    assert "--model.vae.init_args.block.merge=none" in in_process[0]
+    (row,) = rows(tmp_path, "few")
+    expected = json.loads((tmp_path / "s/no_shortcut_depth_0016_seed_0/summary.json").read_text())
+    assert float(row["validation bits/dim"]) == pytest.approx(expected["bits_per_dim"])
+    assert 3 < float(row["test bits/dim"]) < 9
+    assert "reported" not in row
+    (tmp_path / "s/no_shortcut_depth_0016_seed_0/checkpoints/best.ckpt").write_text("not this one")
+    measured = result(tmp_path / "s/no_shortcut_depth_0016_seed_0", "", 16, 0)
+    assert measured.figures["test/bits_per_dim"] == pytest.approx(float(row["test bits/dim"]))
+
+
+def test_seeds_are_one_row_and_published_figures_stand_beside_cifar10(tmp_path, not_run):
+    assert main(arguments(tmp_path, "--depths", "20,14", "--seeds", "0,3")) == 0
+    assert len(not_run) == 12
+    assert not_run[-1][3:7] == [
+        "--model.classifier.init_args.depth=14",
+        "--model.classifier.init_args.block.merge=highway",
+        "--model.classifier.init_args.block.gate_bias=-1.4",
+        "--seed_everything=3",
+    ]
+    table = rows(tmp_path)
+    assert [(row["network"], row["depth"], row["seeds"]) for row in table] == [
+        (kind, depth, "2") for kind in ("plain", "residual", "highway") for depth in ("20", "14")
+    ]
+    assert [row["reported test error, %"] for row in table] == ["8.7 to 9.6", "", "8.75", "", "", ""]
+    assert float(table[0]["test error, %"]) == 15.0  # 10 and 20
+    assert float(table[0]["test error, % ±"]) == pytest.approx(50**0.5)
+    runs = rows(tmp_path, "degradation_runs")
+    assert [float(row["test error, %"]) for row in runs] == pytest.approx([10.0 * n for n in range(1, 13)])
+    assert {row["weights"] for row in runs} == {"0f"}
+    assert {path.name for path in tmp_path.glob("s/*.png")} == {"degradation.png", "degradation_curves.png"}
+
+
+def test_a_run_that_was_trained_again_is_tested_again(tmp_path, not_run):
+    command = arguments(tmp_path, "--depths", "8")
+    assert main(command) == 0
+    again = tmp_path / "s/highway_depth_0008_seed_0"
+    summary = json.loads((again / "summary.json").read_text())
+    (again / "summary.json").write_text(json.dumps(summary | {"seconds": 2.0, "n": 4}))
+    assert main(command) == 0
+    assert [float(row["test error, %"]) for row in rows(tmp_path)] == [10.0, 20.0, 40.0]
+
+
+def test_what_has_not_ended_is_not_in_the_table(tmp_path, not_run, monkeypatch, capsys):
+    command = arguments(tmp_path, "--depths", "8")
+    ends = studied.subprocess.run
+
+    def run(call, **options):
+        return subprocess.CompletedProcess(call, 1) if "merge=sum" in " ".join(call) else ends(call, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(studied.subprocess, "run", run)
+        assert main(command) == 2
+    assert "failed: residual, depth 8, seed 0; the same command goes on" in capsys.readouterr().err
+    assert [row["network"] for row in rows(tmp_path)] == ["plain", "highway"]
+    assert main(command) == 0
+    assert [row["network"] for row in rows(tmp_path)] == ["plain", "residual", "highway"]
+    assert len(not_run) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "name", "told"),
+    [
+        (["--data.limit", "64"], "degradation", "another overrides"),
+        ([], "orders", "another config"),
+        (["--depths", "8-14"], "degradation", "depths: '8-14' is not allowed"),
+        (["--config", "none.yaml"], "degradation", "none.yaml does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_line(tmp_path, not_run, capsys, more, name, told):
+    assert main(arguments(tmp_path, "--depths", "8")) == 0
+    before = (tmp_path / "s/degradation.md").read_text()
+    assert main(arguments(tmp_path, "--depths", "8", *more, name=name)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert len(not_run) == 3
+    assert (tmp_path / "s/degradation.md").read_text() == before
+
+
+def test_curves_are_panels_of_lines(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    history = {"train/error": [0.5, 0.25], "val/error": [0.6, 0.3], "val/loss": [1.0, 1.0]}
+    results = [Result(name, depth, 0, 1, "", "", "", history, {}) for name in ("a", "b", "c") for depth in (8, 14)]
+    curves(results, tmp_path / "x.png", lambda each: each.variant, lambda each: f"{each.depth} layers")
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c"]
+    lines = [(line.get_linestyle(), line.get_color(), list(line.get_ydata())) for line in figure.axes[1].lines]
+    assert lines == [(s, c, y) for c in ("C0", "C1") for s, y in (("--", [50.0, 25.0]), ("-", [60.0, 30.0]))]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["8 layers", "14 layers"]
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.width > 1500

@@ -1,0 +1,184 @@
+"""Units left out in training: how they are drawn, that an update is theirs alone, and that a resume draws the same."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Trainer
+
+from resvae import ImageDataModule, LitClassifier, ResNetClassifier, load
+from resvae.cli import main
+from resvae.errors import ResvaeError
+from resvae.models.classifier import HE
+from resvae.networks.units import units
+from resvae.training.schedule import Schedule
+from resvae.training.subsets import RandomSubset, StochasticDepth, UnitSubset
+
+PRE = replace(HE, order="full_pre")
+# 3 batches an epoch
+CONFIG = """
+name: run
+seed_everything: 0
+data: {name: digits, batch_size: 16, validation: 20, limit: 48}
+model:
+  classifier: {depth: 8, image_shape: [1, 8, 8]}
+  ema_decay: 0.8
+  schedule: {kind: constant, warmup_steps: 0}
+  precision: fp32
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  callbacks: [{class_path: resvae.training.subsets.NAME, init_args: {ARGUMENTS}}]
+tracker: none
+save_every_n_steps: 1
+"""
+
+
+def module(block: Any = PRE, **more: Any) -> LitClassifier:
+    torch.manual_seed(0)
+    classifier = ResNetClassifier(depth=14, image_shape=(1, 8, 8), block=block)
+    return LitClassifier(classifier, schedule=Schedule("constant", 0), precision="fp32", **more)
+
+
+def fit(lit: LitClassifier, subset: UnitSubset, **more: Any) -> None:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(callbacks=[subset], accelerator="cpu", enable_model_summary=False, **quiet, **more)
+    trainer.fit(lit, ImageDataModule("digits", batch_size=16, validation=20, limit=48))
+
+
+def draws(subset: UnitSubset, num: int = 3000) -> np.ndarray:
+    return np.array([[factor for _, factor in subset.drawn(MODULE, step)] for step in range(num)])
+
+
+MODULE = module()
+
+
+def test_a_random_subset_has_its_size_and_leaves_none_out_more_often_than_another():
+    factors = draws(RandomSubset(2))
+    assert set(np.unique(factors)) == {0, 3}  # of 6 units; their mean is 1, as in the whole network
+    assert ((factors > 0).sum(1) == 2).all()
+    assert factors.mean(0) == pytest.approx(np.ones(6), abs=0.1)
+    assert len(np.unique(factors, axis=0)) == 15
+    assert (draws(RandomSubset(6), 5) == 1).all()
+
+
+def test_survival_falls_linearly_with_depth_and_every_unit_keeps_its_expectation():
+    factors = draws(StochasticDepth(0.4))
+    assert (factors > 0).mean(0) == pytest.approx(np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]), abs=0.03)
+    assert factors.mean(0) == pytest.approx(np.ones(6), abs=0.1)
+    assert abs(np.corrcoef(factors.T)[0, 1:]).max() < 0.1  # each by itself
+    assert (draws(StochasticDepth(1.0), 5) == 1).all()
+
+
+@pytest.mark.parametrize("kind", [RandomSubset, StochasticDepth])
+def test_a_draw_depends_on_seed_and_step_alone(kind: Any):
+    arguments = [3] if kind is RandomSubset else []
+    first = draws(kind(*arguments), 20)
+    torch.rand(1), np.random.default_rng().random()
+    assert (draws(kind(*arguments), 20) == first).all()
+    assert (draws(kind(*arguments, seed=1), 20) != first).any()
+    assert len(np.unique(first, axis=0)) > 5
+
+
+def test_an_update_is_of_the_units_that_were_drawn():
+    lit, subset = module(ema_decay=0), RandomSubset(2)
+    before = {name: value.clone() for name, value in lit.classifier.state_dict().items()}
+    fit(lit, subset, max_steps=1, limit_val_batches=0)
+    kept = [factor > 0 for _, factor in subset.drawn(lit, 0)]
+    assert sum(kept) == 2
+    after = lit.classifier.state_dict()
+    for unit, updated in zip(units(lit.classifier), kept, strict=True):
+        of_branch = [name for name in before if name.startswith(f"{unit.name}.branch")]
+        assert all(torch.equal(after[name], before[name]) != updated for name in of_branch), unit.name
+
+
+def test_training_computes_the_units_drawn_and_validation_all_of_them():
+    lit, computed = module(), []
+    for unit in units(lit.classifier):
+        unit.block.branch.register_forward_hook(lambda branch, *_: computed.append(branch.training))
+    fit(lit, RandomSubset(2), max_epochs=2, num_sanity_val_steps=0)
+    epoch = [True] * 3 * 2 + [False] * 6
+    assert computed == epoch * 2
+    assert not any("forward" in unit.block.__dict__ for unit in units(lit))
+
+
+def test_what_is_drawn_is_weighted_and_the_rest_handed_on():
+    unit, x = units(MODULE)[0], torch.rand(2, 16, 8, 8)
+    assert len(unit.block.before) == 2  # normalisation and activation ahead of the split
+    torch.testing.assert_close(unit.weighted(3.0, x), unit.carried(x) + 3 * unit.added(x))
+    torch.testing.assert_close(unit.weighted(1.0, x), unit.block(x))
+    torch.testing.assert_close(unit.weighted(0.0, x), unit.carried(x), rtol=0, atol=0)
+
+
+def test_an_interrupted_network_is_whole_again(monkeypatch):
+    lit = module()
+    monkeypatch.setattr(lit, "training_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(lit, RandomSubset(2), max_epochs=1)
+    assert not any("forward" in unit.block.__dict__ for unit in units(lit))
+
+
+def command(folder: Path, name: str, arguments: str, *more: str) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(CONFIG.replace("NAME", name).replace("ARGUMENTS", arguments))
+    return ["fit", "--config", str(folder / "config.yaml"), "--runs", str(folder / "runs"), *more]
+
+
+def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(folder / f"runs/run/checkpoints/{name}.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("RandomSubset", "num: 2"), ("StochasticDepth", "last: 0.4")])
+def test_a_run_goes_on_with_the_draws_that_it_would_have_had(tmp_path, monkeypatch, name, arguments):
+    def killed(self, batch, batch_idx):
+        if self.global_step == 4:
+            raise RuntimeError("the cat pulled the plug")
+        return original(self, batch, batch_idx)
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(command(whole, name, arguments)) == 0
+    original = LitClassifier.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(LitClassifier, "training_step", killed)
+        with pytest.raises(RuntimeError, match="the cat"):
+            main(command(broken, name, arguments))
+    assert checkpoint(broken)["global_step"] == 4  # in the middle of the second epoch
+    assert main(command(broken, name, arguments, "--ckpt_path", "last")) == 0
+    here, there = checkpoint(broken), checkpoint(whole)
+    assert here["global_step"] == there["global_step"] == 6
+    for key in ("state_dict", "current_model_state"):  # the average, and what trains
+        assert here[key].keys() == there[key].keys()
+        assert all(torch.equal(value, there[key][tensor]) for tensor, value in here[key].items()), key
+    assert here["guard"] == there["guard"]
+    # what was validated is what is loaded: the whole network, with nothing to remember of how it was trained
+    data, classifier = ImageDataModule("digits", validation=20), load(whole / "runs/run")
+    with torch.no_grad():
+        loss = F.cross_entropy(classifier(data.images("val")), data.labels("val"))
+    summary = json.loads((whole / "runs/run/summary.json").read_text())
+    assert loss.item() == pytest.approx(summary["val_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lit", "subset", "told"),
+    [
+        (module(), RandomSubset(7), "num: 7 is not allowed; 1 to the number of units, 6"),
+        (module(), RandomSubset(0), "num: 0 is not allowed"),
+        (module(replace(PRE, merge="none")), StochasticDepth(), "must be merged by sum"),
+        (module(replace(PRE, merge="highway")), StochasticDepth(), "must be merged by sum"),
+        (module(compile=True), StochasticDepth(), "model.compile: True is not allowed"),
+    ],
+)
+def test_what_does_not_fit_is_refused(lit, subset, told):
+    with pytest.raises(ResvaeError, match=told):
+        subset.drawn(lit, 0)
+
+
+@pytest.mark.parametrize("last", [0.0, 1.1, float("nan")])
+def test_a_survival_that_is_none_is_refused(last):
+    with pytest.raises(ResvaeError, match=r"last: .* is not allowed; more than 0, at most 1"):
+        StochasticDepth(last)
