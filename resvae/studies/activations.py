@@ -67,7 +67,7 @@ def activations(
     rows = record.measure("blocks", lambda: [_row(i, passage) for i, passage in enumerate(each, 1)])
     told = f"{NOTES.format(seed)} {found.told} Image {image}, label {found.y[image]}."
     print(record.write("activations", rows, told))
-    titles = ["{block}: {name}, {in} to {out}, |F(x)| / |x| {ratio:.3g}".format(**row) for row in rows]
+    titles = ["{block}: {name}, {shape}, |F(x)| / |x| {ratio:.3g}".format(**row) for row in rows]
     write_overview(each, titles, picture, record.folder / "activations.png")
     for i, (passage, title) in enumerate(zip(each, titles, strict=True), 1):
         write_block(passage, title, picture, record.folder / f"activations_{i:03}_{passage.unit.name}.png")
@@ -131,12 +131,10 @@ def write_overview(each: list[Passage], titles: list[str], picture: Tensor, path
 
 
 def _row(i: int, passage: Passage) -> Row:
-    shapes = ["x".join(map(str, h.shape)) for h in (passage.x, passage.merged)]
+    shape = " to ".join("x".join(map(str, h.shape)) for h in (passage.x, passage.merged))
     stds = [float(h.std()) for h in (passage.x, passage.added, passage.merged)]
-    cells = (i, passage.unit.name, *shapes, *stds, float(passage.added.norm() / passage.carried.norm()))
-    return dict(
-        zip(("block", "name", "in", "out", "std of x", "std of F(x)", "std of sum", "ratio"), cells, strict=True)
-    )
+    cells = (i, passage.unit.name, shape, *stds, float(passage.added.norm() / passage.carried.norm()))
+    return dict(zip(("block", "name", "shape", "std of x", "std of F(x)", "std of sum", "ratio"), cells, strict=True))
 
 
 def _tiled(maps: Tensor, columns: int) -> Tensor:

@@ -16,9 +16,9 @@ from torch.distributions import Normal, kl_divergence
 from resvae.errors import ResvaeError
 from resvae.evaluation.isolation import isolated
 from resvae.models import HierarchicalVAE, ResNetClassifier
+from resvae.networks.units import Forward, Unit, replaced, units
 from resvae.storage import load
 from resvae.studies.record import Record, Row, fingerprint, shape_of, subject
-from resvae.studies.units import Forward, Unit, replaced, units
 
 BATCH, MOST = 250, 20  # images at once; blocks deleted or pairs exchanged
 REPORTED = "Reported (Veit 2016: pre-activation R110, 54 blocks, CIFAR-10):"

@@ -162,7 +162,7 @@ def paths(
     table = [(k, math.log10(counts[k]), *measured[k], 100 * carried[k] / sum(carried)) for k in range(n + 1)]
     (first, last), (low, high) = shortest_range(counts), shortest_range(carried)
     notes = (
-        f"{seen.told} Seed {seed}, {draws} random paths a length for each {BATCH} images. Norm: of an image's gradient, "
+        f"{seen.told} Seed {seed}, {draws} random paths a length, for {BATCH} images each. Norm: an image's gradient, "
         f"nats for pixels in [0, 1], mean and quantiles. 95% of all 2^{n} paths have {first} to {last} units. At k "
         f"units log(norm) is fitted by {fit[1]:.3g} {fit[0]:+.3g} k, R^2 {fit[2]:.3f}. 95% of norm x number of paths "
         f"comes from {low} to {high} units, {sum(counts[low : high + 1]) / 2**n:.2%} of all paths. Gradients of all "
@@ -187,9 +187,9 @@ def _plot(table: np.ndarray, fit: tuple[float, ...], held: tuple[int, int], file
     count.set(title="how many paths there are", ylabel=f"% of all 2$^{{{k[-1]:.0f}}}$ paths")
     one.fill_between(k, low, high, alpha=0.25, color="tab:orange", label="10% to 90% of images and paths")
     one.semilogy(k, norm, "o", ms=4, color="tab:orange", label="mean")
-    one.plot(k, np.exp(fit[0] * k + fit[1]), "k--", label=f"times {math.exp(fit[0]):.2g} a unit, R$^2$ {fit[2]:.2f}")
+    one.plot(k, np.exp(fit[0] * k + fit[1]), "k--", label=f"times {math.exp(fit[0]):.2g} a unit, R$^2$ {fit[2]:.3f}")
     one.set(title="what one carries", ylabel="norm of the image's gradient, nats")
-    one.legend(frameon=False)
+    one.legend(frameon=False, loc="upper right")
     together.bar(k, gradient, color=np.where(inside, "tab:green", "lightgrey"))
     told = f"95% by {held[0]} to {held[1]} units,\n{share[inside].sum():.2g}% of all paths"
     together.text(0.98, 0.97, told, transform=together.transAxes, ha="right", va="top", color="tab:green")

@@ -11,6 +11,7 @@ from resvae.errors import ResvaeError
 from resvae.models.classifier import HE
 from resvae.networks import BlockConfig, ResNetEncoder
 from resvae.studies.activations import activations, passages
+from resvae.studies.record import subject
 
 PRE = BlockConfig(kind="basic", norm="batch")
 
@@ -73,8 +74,11 @@ def test_the_study_draws_a_picture_a_block(model: nn.Module, tmp_path: Path, cap
     assert all(float(row["std of F(x)"]) > 0 and float(row["ratio"]) > 0 for row in rows)
     if isinstance(model, ResNetClassifier):
         assert [row["std of F(x)"] for row in rows] == [row["std of sum"] for row in rows]
-    assert rows[0]["in"] == f"{model.encoder.channels[0]}x8x8"  # pyright: ignore[reportAttributeAccessIssue]
-    assert "Image 2, label " in told
+    found = subject(str(tmp_path / "model"), 3, "digits")
+    first = passages(found.model, found.x[2:])[0]
+    assert rows[0]["shape"] == "x".join(map(str, first.x.shape)) + " to " + "x".join(map(str, first.merged.shape))
+    assert float(rows[0]["std of x"]) == pytest.approx(first.x.std().item())
+    assert f"Image 2, label {found.y[2]}." in told
 
 
 @pytest.mark.parametrize("image", [-1, 10_000])

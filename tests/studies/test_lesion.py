@@ -12,9 +12,9 @@ from resvae import VAE, HierarchicalVAE, ResNetClassifier, save
 from resvae.cli import main
 from resvae.errors import ResvaeError
 from resvae.networks import BlockConfig
+from resvae.networks.units import replaced
 from resvae.studies import lesion as study
 from resvae.studies.lesion import descend, figure, lesion, lesions, parts, rearranged, tau
-from resvae.studies.units import replaced
 
 RESIDUAL = BlockConfig(order="full_pre", norm="batch", activation="relu", shortcut="zero_pad")
 PLAIN = BlockConfig(order="full_pre", norm="batch", activation="relu", shortcut="zero_pad", merge="none")
