@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from resvae.errors import ResvaeError
-from resvae.models import VAE, HierarchicalVAE, ReferenceVAE, ResNetClassifier
+from resvae.models import VAE, HierarchicalVAE, ImageVAE, ReferenceVAE, ResNetClassifier
 from resvae.networks import BlockConfig
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -107,6 +107,14 @@ def load(source: str | Path) -> Any:
         f"model: {source} is neither a run's folder, a .ckpt, a saved folder nor the name of shipped weights"
         f" ({', '.join(shipped())})"
     )
+
+
+def load_vae(source: str | Path) -> ImageVAE:
+    """``load`` for what samples and scores: on the GPU where there is one; ``ResvaeError`` for a classifier, too."""
+    vae = load(source)
+    if not isinstance(vae, ImageVAE):
+        raise ResvaeError(f"model: {source} is a {type(vae).__name__}, not a VAE")
+    return vae.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def shipped() -> list[str]:

@@ -1,11 +1,25 @@
-"""What the verbs do that use a trained model: every function's signature is its options on the command line."""
+"""What the verbs do that use a trained model: every function's signature is its options on the command line.
+
+``**images`` and ``**measure`` stand for the options of the function that they are handed to.
+"""
 
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Split = Literal["train", "val", "test"]
+import torch
+from torch import Tensor
+
+from resvae.data import Split
+from resvae.errors import ResvaeError
+from resvae.evaluation import beside, feature_network, full_report, save_grid, write_report
+from resvae.evaluation.grids import PICTURES, writable
+from resvae.storage import load, load_vae
+from resvae.training.export import export
+from resvae.training.run import data_of
+
+__all__ = ["evaluate", "export", "interpolate", "reconstruct", "sample"]
 
 
 def sample(
@@ -26,126 +40,74 @@ def sample(
         seed: of the noise.
         out: a .png in a folder that exists.
     """
-    import torch
-
-    from resvae.errors import ResvaeError
-    from resvae.evaluation import save_grid
-
     if num < 1:
         raise ResvaeError(f"num: {num} is not allowed; at least 1")
-    _writable(out)
-    vae = _load(model)
+    writable(out, *PICTURES)
+    vae = load_vae(model)
     torch.manual_seed(seed)
     chunks = [min(256, num - i) for i in range(0, num, 256)]
     images = [vae.sample(n, temperature, pixel_noise).cpu() for n in _progress(chunks, "sampling")]
     print(f"wrote {save_grid(torch.cat(images), out)}")
 
 
-def reconstruct(
-    model: str,
-    num: int = 32,
-    data: str | None = None,
-    path: str | None = None,
-    root: str = "data",
-    split: Split = "test",
-    out: str = "reconstructions.png",
-) -> None:
+def reconstruct(model: str, num: int = 32, out: str = "reconstructions.png", **images: Any) -> None:
     """Write images, each row over its reconstructions.
 
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
         num: how many.
-        data: the data set; a run's own unless told.
-        path: of the folder or .npz, for the data sets of those names.
-        root: where data sets are.
-        split: train, val or test.
         out: a .png in a folder that exists.
     """
-    from resvae.evaluation import beside, save_grid
-
-    _writable(out)
-    vae = _load(model)
-    x = _images(vae, model, num, data, path, root, split)
+    writable(out, *PICTURES)
+    vae = load_vae(model)
+    x = _images(vae, model, num, **images)
     print(f"wrote {save_grid(beside(x.cpu() / 255, vae.reconstruct(x).cpu()), out, min(8, len(x)))}")
 
 
-def interpolate(
-    model: str,
-    steps: int = 8,
-    num: int = 8,
-    data: str | None = None,
-    path: str | None = None,
-    root: str = "data",
-    split: Split = "test",
-    out: str = "interpolations.png",
-) -> None:
+def interpolate(model: str, steps: int = 8, num: int = 8, out: str = "interpolations.png", **images: Any) -> None:
     """Write rows of images from one image to another, along a line between their latents.
 
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
         steps: images a row, both ends included.
         num: rows.
-        data: the data set; a run's own unless told.
-        path: of the folder or .npz, for the data sets of those names.
-        root: where data sets are.
-        split: train, val or test.
         out: a .png in a folder that exists.
     """
-    from resvae.evaluation import save_grid
-
-    _writable(out)
-    vae = _load(model)
-    x = _images(vae, model, 2 * num, data, path, root, split)
+    writable(out, *PICTURES)
+    vae = load_vae(model)
+    x = _images(vae, model, 2 * num, **images)
     rows = vae.interpolate(x[: len(x) // 2], x[len(x) // 2 : len(x) // 2 * 2], steps)
     print(f"wrote {save_grid(rows.flatten(0, 1).cpu(), out, steps)}")
 
 
 def evaluate(
     model: str,
-    num_samples: int = 1,
-    num: int | None = None,
-    iw_images: int | None = None,
     features: str = "none",
-    num_generated: int | None = None,
     probe: bool = False,
     probe_images: int = 10_000,
-    neighbours: bool = False,
     data: str | None = None,
     path: str | None = None,
     root: str = "data",
     split: Split = "test",
-    seed: int = 0,
     out: str | None = None,
+    **measure: Any,
 ) -> None:
     """Measure a model: bounds, KL, active units, PSNR, SSIM, and on request FID, KID, a linear probe, neighbours.
 
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
-        num_samples: the largest k of the importance-weighted bound; 1, 10, 100, ... under it are told too.
-        num: how many images, the first; all unless told.
-        iw_images: how many of them the importance-weighted bound is taken of; all unless told.
         features: the network of FID and KID: none, inception, or a MODEL that is a ResNetClassifier.
-        num_generated: samples for FID and KID; as many as images unless told.
         probe: whether to train linear classifiers on the representations.
         probe_images: training images of the probe, at most.
-        neighbours: whether to look for the training images nearest to samples.
         data: the data set; a run's own unless told.
         path: of the folder or .npz, for the data sets of those names.
         root: where data sets are.
         split: train, val or test.
-        seed: of all noise.
         out: a .json in a folder that exists; the table (.md) and a page of plots (.png) go beside it.
     """
-    from resvae.errors import ResvaeError
-    from resvae.evaluation import feature_network, full_report, write_report
-    from resvae.storage import load
-    from resvae.training.run import data_of
-
     if out is not None:
-        _writable(out)
-        if Path(out).suffix != ".json":
-            raise ResvaeError(f"out: {out} is not allowed; end it with .json")
-    vae = _load(model)
+        writable(out, ".json")
+    vae = load_vae(model)
     network = None
     if features != "none":
         network = features, feature_network(features, vae.image_shape, load).to(next(vae.parameters()).device)
@@ -154,82 +116,26 @@ def evaluate(
         data_of(model, data, path, root, vae.image_shape),
         split,
         source=model,
-        num=num,
-        num_samples=num_samples,
-        iw_images=iw_images,
-        seed=seed,
         features=network,
-        num_generated=num_generated,
         probe_images=probe_images if probe else None,
-        neighbours=neighbours,
         track=_progress,
+        **measure,
     )
     print(report.table())
     if out is not None:
         print("\n".join(f"wrote {path}" for path in write_report(report, pictures, Path(out))))
 
 
-def export(
-    run: str,
-    out: str,
-    half: bool = False,
-    num_samples: int = 1,
-    iw_images: int | None = None,
-    data: str | None = None,
-    path: str | None = None,
-    root: str = "data",
-) -> None:
-    """Write a run's best model as a folder to give away: weights, configuration, scores on the test images, a card.
+def _images(vae: Any, model: str, num: int, split: Split = "test", **where: Any) -> Tensor:
+    """The first ``num`` images of a split, uint8, on the model's device.
 
     Args:
-        run: its folder.
-        out: the new folder; its name is the model's.
-        half: keep the weights in float16.
-        num_samples: the largest k of the importance-weighted bound.
-        iw_images: how many test images that bound is taken of; all unless told.
-        data: the data set; the run's own unless told.
-        path: of the folder or .npz, for the data sets of those names.
-        root: where data sets are.
+        split: train, val or test.
     """
-    from resvae.training.export import export as write
-    from resvae.training.run import data_of
-
-    _writable(out)
-    images = data_of(run, data, path, root, _load(run).image_shape)
-    report = write(Path(run), images, Path(out), half=half, num_samples=num_samples, iw_images=iw_images)
-    print(f"{report.table()}\nwrote {out}")
-
-
-def _load(model: str) -> Any:
-    import torch
-
-    from resvae.errors import ResvaeError
-    from resvae.models import ImageVAE
-    from resvae.storage import load
-
-    vae = load(model)
-    if not isinstance(vae, ImageVAE):
-        raise ResvaeError(f"model: {model} is a {type(vae).__name__}, not a VAE")
-    return vae.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _images(vae: Any, model: str, num: int | None, data: str | None, path: str | None, root: str, split: Split) -> Any:
-    """The first ``num`` images of a split, uint8, on the model's device."""
-    from resvae.errors import ResvaeError
-    from resvae.training.run import data_of
-
-    if num is not None and num < 1:
+    if num < 1:
         raise ResvaeError(f"num: {num} is not allowed; at least 1")
-    module = data_of(model, data, path, root, vae.image_shape)
-    return module.images(split)[:num].to(next(vae.parameters()).device)
-
-
-def _writable(out: str) -> None:
-    from resvae.errors import ResvaeError
-
-    folder = Path(out).parent
-    if not folder.is_dir():
-        raise ResvaeError(f"out: {out} cannot be written; the folder {folder} does not exist")
+    images = data_of(model, image_shape=vae.image_shape, **where).images(split)
+    return images[:num].to(next(vae.parameters()).device)
 
 
 def _progress(items: Iterable[Any], what: str) -> Iterator[Any]:

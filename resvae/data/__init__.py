@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from resvae.data.pipeline import ImageDataset, evaluation_loader, train_loader
+from resvae.data.pipeline import ImageDataset, loading, train_loader
 from resvae.data.sources import Images, check, read
 from resvae.errors import ResvaeError
 
-__all__ = ["ImageDataModule", "ImageDataset", "Images"]
+__all__ = ["ImageDataModule", "ImageDataset", "Images", "Split"]
+
+Split = Literal["train", "val", "test"]
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -93,8 +95,7 @@ class ImageDataModule(pl.LightningDataModule):
         """Read the set and split it, once."""
         if self._sets:
             return
-        source = self._read()
-        train, test = source.train, source.test
+        train, test = self._read()
         order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(self.seed))
         if self.protocol == "test_as_validation":
             validation = test
@@ -103,19 +104,18 @@ class ImageDataModule(pl.LightningDataModule):
             validation, order = train.take(order[:num]), order[num:]
         self._sets = {"train": train.take(order[: self.limit]), "val": validation, "test": test}
 
-    def images(self, split: Literal["train", "val", "test"]) -> Tensor:
+    def images(self, split: Split) -> Tensor:
         """All images of a split, uint8 ``[N, C, H, W]``, without augmentation."""
         self.setup()
         return self._sets[split].x
 
-    def labels(self, split: Literal["train", "val", "test"]) -> Tensor:
+    def labels(self, split: Split) -> Tensor:
         """All labels of a split, int64 ``[N]``."""
         self.setup()
         return self._sets[split].y
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)``."""
         c, h, w = self.images("train").shape[1:]
         return c, h, w
 
@@ -126,44 +126,37 @@ class ImageDataModule(pl.LightningDataModule):
 
     @property
     def num_train(self) -> int:
-        """Training images."""
         return len(self.labels("train"))
 
     @property
     def num_val(self) -> int:
-        """Validation images."""
         return len(self.labels("val"))
 
     @property
     def num_test(self) -> int:
-        """Test images."""
         return len(self.labels("test"))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled and augmented; in a run that is resumed in the middle of an epoch, what is left of it."""
         self.setup()
         dataset = ImageDataset(self._sets["train"], self.crop_padding, self.flip, self.seed)
-        return train_loader(
-            dataset, self.batch_size, self.num_workers, start=lambda: self._batches_done() * self.batch_size
-        )
+        return train_loader(dataset, self.batch_size, self.num_workers, self._images_done)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """In order, every image."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """In order, every image."""
         return self._evaluation("test")
 
-    def _evaluation(self, split: str) -> DataLoader[Any]:
+    def _evaluation(self, split: Split) -> DataLoader[Any]:
         self.setup()
-        return evaluation_loader(ImageDataset(self._sets[split]), self.eval_batch_size, self.num_workers)
+        return DataLoader(ImageDataset(self._sets[split]), self.eval_batch_size, **loading(self.num_workers))
 
-    def _batches_done(self) -> int:
-        """Batches of the present epoch that were trained on before the checkpoint that Lightning has restored."""
+    def _images_done(self) -> int:
+        """Images of the present epoch that were trained on before the checkpoint that Lightning has restored."""
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready * self.batch_size
 
     def _num_validation(self, total: int) -> int:
         num = self.validation * total if isinstance(self.validation, float) else self.validation

@@ -19,8 +19,7 @@ class ImageDataset(Dataset[Batch]):
 
     Args:
         images: what to serve.
-        crop_padding: pad by so many zeros and cut at random; 0 for none.
-        flip: mirror every other image, left to right, at random.
+        crop_padding, flip: as ``ImageDataModule`` has them.
         seed: of the order and the augmentation. The latter depends on it, ``epoch`` and the batch's first index alone:
             neither the number of workers nor anything drawn elsewhere changes it.
     """
@@ -71,9 +70,8 @@ class EpochSampler(DistributedSampler[int]):
 
     def __init__(self, dataset: ImageDataset, start: Callable[[], int] = int):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        replicas = torch.distributed.get_world_size() if distributed else 1
-        rank = torch.distributed.get_rank() if distributed else 0
-        super().__init__(dataset, replicas, rank, shuffle=True, seed=dataset.seed)
+        alone: dict[str, Any] = {} if distributed else {"num_replicas": 1, "rank": 0}
+        super().__init__(dataset, shuffle=True, seed=dataset.seed, **alone)
         self.images = dataset
         self.start = start
 
@@ -109,20 +107,10 @@ def train_loader(
     dataset: ImageDataset, batch_size: int, num_workers: int = 0, start: Callable[[], int] = int
 ) -> TrainLoader:
     """Shuffled batches, the last of an epoch perhaps smaller; the first ``start()`` images are passed over."""
-    sampler = EpochSampler(dataset, start)
-    return TrainLoader(dataset, batch_size, sampler=sampler, **_options(num_workers))
+    return TrainLoader(dataset, batch_size, sampler=EpochSampler(dataset, start), **loading(num_workers))
 
 
-def evaluation_loader(dataset: ImageDataset, batch_size: int, num_workers: int = 0) -> DataLoader[Any]:
-    """All images in order, the last batch perhaps smaller."""
-    return DataLoader(dataset, batch_size, **_options(num_workers))
-
-
-def _options(num_workers: int) -> dict[str, Any]:
+def loading(num_workers: int) -> dict[str, Any]:
+    """A ``DataLoader``'s options for a dataset whose ``__getitems__`` has collated already."""
     # a generator of its own: else each iteration would draw a seed for workers from the global stream
-    return {"num_workers": num_workers, "collate_fn": whole, "generator": torch.Generator()}
-
-
-def whole(batch: Batch) -> Batch:
-    """``__getitems__`` has collated already."""
-    return batch
+    return {"num_workers": num_workers, "collate_fn": tuple, "generator": torch.Generator()}

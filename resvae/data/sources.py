@@ -32,12 +32,7 @@ class Images:
         return Images(self.x[index], self.y[index])
 
 
-@dataclass(frozen=True)
-class Source:
-    """A training set and a test set."""
-
-    train: Images
-    test: Images
+Source = tuple[Images, Images]  # a training set and a test set
 
 
 def check(name: str, path: str | None, image_size: int | None) -> None:
@@ -65,21 +60,13 @@ def read(
     on_corrupt: Literal["refuse", "skip"] = "refuse",
     download: bool = True,
 ) -> Source:
-    """Read a source by its name.
+    """The training set and the test set of a name that ``check`` lets pass; the options are ``ImageDataModule``'s.
 
-    Args:
-        name: one of ``NAMES``.
-        root: where torchvision keeps its sets.
-        path: of the folder or the .npz.
-        image_size: smaller images are padded with zeros, larger are averaged down; the files of a folder are cut
-            square and scaled. None: as they are; MNIST's 28x28 are padded to 32x32.
-        on_corrupt: what to do with a file that is no image.
-        download: fetch what is missing.
+    Where ``image_size`` is None, images are as they are; but MNIST's 28x28 are padded to 32x32.
 
     Raises:
-        ResvaeError: what ``check`` refuses; no images, a corrupt or unsuitable file, a failed download.
+        ResvaeError: no images, a corrupt or unsuitable file, a failed download.
     """
-    check(name, path, image_size)
     if name == "folder":
         source = _folder(Path(str(path)), image_size, on_corrupt)
     elif name == "npz":
@@ -90,12 +77,13 @@ def read(
         source = _torchvision(name, root, download)
         if name in ("mnist", "fashion_mnist") and image_size is None:
             image_size = 32
+    train, test = source
     if image_size is not None:
-        source = Source(*(Images(resized(part.x, image_size), part.y) for part in (source.train, source.test)))
-    shapes = [tuple(part.x.shape[1:]) for part in (source.train, source.test)]
+        train, test = (Images(resized(part.x, image_size), part.y) for part in source)
+    shapes = [tuple(part.x.shape[1:]) for part in (train, test)]
     if shapes[0] != shapes[1]:
         raise ResvaeError(f"data.path: training images are {shapes[0]}, test images {shapes[1]}; one shape is allowed")
-    return source
+    return train, test
 
 
 def resized(x: Tensor, size: int) -> Tensor:
@@ -142,14 +130,10 @@ def _torchvision(name: str, root: str, download: bool) -> Source:
                 f"data.name: {name} is not in {root} and was not fetched ({_one_line(error)}); fetch {page} by hand "
                 f"and unpack it to {Path(root) / place}, or use the data set digits, which needs no network"
             ) from error
-        x = torch.as_tensor(np.asarray(loaded.data))
-        if x.ndim == 3:
-            x = x[:, None]
-        elif x.shape[-1] == 3:
-            x = x.permute(0, 3, 1, 2).contiguous()
         labels = loaded.labels if name == "svhn" else loaded.targets
+        x = _channels_first(np.asarray(loaded.data), name)
         parts.append(Images(x, torch.as_tensor(np.asarray(labels)).long()))
-    return Source(*parts)
+    return parts[0], parts[1]
 
 
 def _npz(path: Path) -> Source:
@@ -172,7 +156,7 @@ def _npz(path: Path) -> Source:
         return Images(x, torch.from_numpy(y.astype(np.int64)))
 
     if "test_images" in arrays:
-        return Source(part(""), part("test_"))
+        return part(""), part("test_")
     return _split(part(""), TEST_EVERY)
 
 
@@ -192,7 +176,7 @@ def _channels_first(array: np.ndarray, where: str) -> Tensor:
 def _folder(path: Path, image_size: int | None, on_corrupt: str) -> Source:
     """``train/`` and ``test/`` where there are both, else one set; class subfolders give the labels."""
     if (path / "train").is_dir() and (path / "test").is_dir():
-        return Source(*(_files(path / part, image_size, on_corrupt) for part in ("train", "test")))
+        return _files(path / "train", image_size, on_corrupt), _files(path / "test", image_size, on_corrupt)
     return _split(_files(path, image_size, on_corrupt), TEST_EVERY)
 
 
@@ -243,7 +227,7 @@ def _split(images: Images, every: int) -> Source:
             f"data: {len(images.x)} images are too few; at least {every} are needed to set a test set apart"
         )
     test = torch.arange(len(images.x)) % every == every - 1
-    return Source(images.take(~test), images.take(test))
+    return images.take(~test), images.take(test)
 
 
 def _one_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,6 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from resvae.errors import ResvaeError
 from resvae.evaluation.isolation import isolated
 from resvae.models import ImageVAE, ResNetClassifier
-from resvae.models.images import to_unit
 
 KID_SUBSET = 1000
 GENERATED = "the mean of p(x|z) at temperature 1, rounded to uint8"
@@ -85,17 +85,6 @@ def generate(vae: ImageVAE, num: int, seed: int = 0, batch_size: int = 250) -> I
         yield x
 
 
-class ClassifierFeatures(nn.Module):
-    """The penultimate layer: the encoder's last map, averaged over places, ``[B, channels[-1]]``."""
-
-    def __init__(self, classifier: ResNetClassifier):
-        super().__init__()
-        self.encoder = classifier.encoder
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.encoder(2 * to_unit(x, self.encoder.image_shape) - 1).mean((2, 3))
-
-
 class InceptionFeatures(nn.Module):
     """The 2048 features that published FIDs are made of, from uint8 images of 1 or 3 channels."""
 
@@ -128,4 +117,6 @@ def feature_network(name: str, image_shape: tuple[int, int, int], load: Callable
         raise ResvaeError(f"features: {name} is a {type(classifier).__name__}, not a ResNetClassifier")
     if classifier.encoder.image_shape != image_shape:
         raise ResvaeError(f"features: {name} takes images {classifier.encoder.image_shape}; these are {image_shape}")
-    return ClassifierFeatures(classifier).eval()
+    features = deepcopy(classifier)
+    features.set_submodule("classifier", nn.Identity())  # what its linear layer sees: the last map's mean, [B, K]
+    return features.eval()

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resvae.data import ImageDataModule
+from resvae.data import ImageDataModule, Split
 from resvae.errors import ResvaeError
 from resvae.evaluation.distances import distances, generate
 from resvae.evaluation.grids import beside, image_grid
@@ -27,28 +27,28 @@ ROWS, COLUMNS = 8, 8  # of the page's grids of reconstructions and neighbours
 def full_report(
     vae: ImageVAE,
     data: ImageDataModule,
-    split: Literal["train", "val", "test"] = "test",
+    split: Split = "test",
     *,
-    source: str | None = None,
     num: int | None = None,
-    num_samples: int = 1,
-    iw_images: int | None = None,
     seed: int = 0,
     features: tuple[str, nn.Module] | None = None,
     num_generated: int | None = None,
     probe_images: int | None = None,
     neighbours: bool = False,
     track: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, what: items,
+    **bounds: Any,
 ) -> tuple[Report, dict[str, Tensor]]:
-    """Measure a model on the first ``num`` images of a split, all unless told.
+    """Measure a model on the images of a split.
 
     Args:
-        source, num_samples, iw_images, seed: as in ``evaluate``.
+        num: how many images, the first; all unless told.
+        seed: of all noise.
         features: a network's name and the network, for FID, KID and neighbours; none unless told.
-        num_generated: images for FID and KID; as many as real ones unless told.
+        num_generated: samples for FID and KID; as many as images unless told.
         probe_images: training images of the linear probe, at most; no probe unless told.
         neighbours: whether to look for the training images nearest to samples.
         track: wraps long work, of the name given, to show its progress.
+        **bounds: as ``evaluate`` has them: ``num_samples``, ``iw_images``, ``source``.
 
     Returns:
         The report, and pictures ``[3, H, W]`` by their titles.
@@ -69,9 +69,7 @@ def full_report(
     device = next(vae.parameters()).device
     x = data.images(split)[:num]
     batches = x.split(BATCH)
-    report = evaluate(
-        vae, track(batches, "evaluating"), num_samples, seed, iw_images, source=source, data=data.name, split=split
-    )
+    report = evaluate(vae, track(batches, "evaluating"), seed=seed, data=data.name, split=split, **bounds)
     if features is not None:
         name, network = features
         real = (batch.to(device) for batch in track(batches, "features"))

@@ -19,21 +19,15 @@ def write_report(report: Report, pictures: Mapping[str, Tensor], path: Path) -> 
 
 def write_page(report: Report, pictures: Mapping[str, Tensor], path: Path) -> None:
     """KL a level, the bound against k, and the pictures, each ``[3, H, W]`` in [0, 1] under its title."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    rows = 1 + -(-len(pictures) // 2)
-    figure, axes = plt.subplots(
-        rows,
-        2,
-        figsize=(10, 2.6 + 4.2 * (rows - 1)),
-        layout="constrained",
-        squeeze=False,
-        height_ratios=[2.6, *[4.2] * (rows - 1)],
-    )
-    figure.suptitle("\n".join(_title(report)), x=0.01, ha="left", fontsize=9)
+    heights = [2.6, *[4.2] * -(-len(pictures) // 2)]
+    figure = Figure((10, sum(heights)), layout="constrained")
+    axes = figure.subplots(len(heights), 2, squeeze=False, height_ratios=heights)
+    wanted = ("ELBO", "bits/dim (ELBO)", f"bits/dim (IW-{report.num_samples})", "FID")
+    figures = ", ".join(f"{name}: {text}" for name, text in report.rows() if name.startswith(wanted))
+    title = f"{report.title()}\nweights: {report.source or 'given in memory'}\n{figures}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
 
     levels, curve = axes[0]
     levels.bar(range(len(report.kl_levels)), report.kl_levels)
@@ -56,16 +50,3 @@ def write_page(report: Report, pictures: Mapping[str, Tensor], path: Path) -> No
         axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
         axis.set_title(title, fontsize=10)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _title(report: Report) -> list[str]:
-    figures = [f"ELBO {report.elbo:.2f} nats"]
-    if report.bits_per_dim is not None:
-        figures += [
-            f"{report.bits_per_dim:.4f} bits/dim",
-            f"IW-{report.num_samples} {report.bits_per_dim_importance_weighted:.4f} bits/dim",
-        ]
-    if (d := report.distances) is not None:
-        figures.append(f"FID (features: {d.features}) {d.fid:.2f}")
-    return [report.title(), f"weights: {report.source or 'given in memory'}", ", ".join(figures)]

@@ -1,6 +1,5 @@
 """What a linear classifier reads from a model's representations."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,19 +52,10 @@ def probe(
     labels, test_labels = y.numpy(), test_y.numpy()
     if len(np.unique(labels)) < 2:
         raise ResvaeError("probe: all training images have one label; a data set with labels is needed")
-    projections: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
-
-    def reduced(h: Tensor) -> np.ndarray:
-        if h.shape[1] <= LIMIT:
-            return h.numpy()
-        if h.shape[1] not in projections:
-            projections[h.shape[1]] = _projection(h.shape[1], seed)
-        return projections[h.shape[1]](h.numpy())
-
     features: list[dict[str, np.ndarray]] = []
     for images in (x, test_x):
         batches = [_representations(vae, part, seed) for part in images.split(batch_size)]
-        features.append({name: np.concatenate([reduced(batch[name]) for batch in batches]) for name in batches[0]})
+        features.append({name: _short(torch.cat([h[name] for h in batches]).numpy(), seed) for name in batches[0]})
     scores = [
         ProbeScore(name, h.shape[1], linear_probe(h, labels, features[1][name], test_labels, seed))
         for name, h in features[0].items()
@@ -76,16 +66,14 @@ def probe(
 def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, seed: int) -> float:
     """The test accuracy of logistic regression on features ``[N, F]``."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import train_test_split
+    from sklearn.model_selection import GridSearchCV, ShuffleSplit
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    def fitted(strength: float, x: Any, y: Any) -> Any:
-        return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000, tol=1e-3)).fit(x, y)
-
-    x, held_x, y, held_y = train_test_split(train, labels, test_size=0.2, random_state=seed)
-    best = max(STRENGTHS, key=lambda strength: fitted(strength, x, y).score(held_x, held_y))
-    return float(fitted(best, train, labels).score(test, test_labels))
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
+    fifth = ShuffleSplit(1, test_size=0.2, random_state=seed)
+    search: Any = GridSearchCV(regression, {"logisticregression__C": STRENGTHS}, cv=fifth)
+    return float(search.fit(train, labels).score(test, test_labels))
 
 
 def _representations(vae: ImageVAE, x: Tensor, seed: int) -> dict[str, Tensor]:
@@ -111,10 +99,11 @@ def _representations(vae: ImageVAE, x: Tensor, seed: int) -> dict[str, Tensor]:
     return {name: h.float().cpu() for name, h in found.items()}
 
 
-def _projection(dimensions: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A fixed sparse random projection (Li 2006) to ``LIMIT`` dimensions; it keeps distances nearly as they are."""
+def _short(x: np.ndarray, seed: int) -> np.ndarray:
+    """``[N, F]``; over ``LIMIT`` numbers a row, a sparse random projection (Li 2006), which all but keeps distances."""
     from sklearn.random_projection import SparseRandomProjection
 
     components: Any = LIMIT  # scikit-learn's own annotation knows its default only, a string
-    projection = SparseRandomProjection(components, dense_output=True, random_state=seed)
-    return projection.fit(np.zeros((1, dimensions), np.float32)).transform
+    if x.shape[1] <= LIMIT:
+        return x
+    return SparseRandomProjection(components, dense_output=True, random_state=seed).fit_transform(x)

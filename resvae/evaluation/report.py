@@ -13,14 +13,15 @@ from torch import Tensor
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from resvae.errors import ResvaeError
-from resvae.evaluation.bounds import Bound, bound_curve, powers_of_ten
 from resvae.evaluation.distances import Distances
 from resvae.evaluation.isolation import isolated
-from resvae.evaluation.metrics import ActiveUnits
+from resvae.evaluation.metrics import ActiveUnits, Bound, bound_curve, powers_of_ten
 from resvae.evaluation.neighbours import Neighbours
 from resvae.evaluation.probe import LIMIT, Probe
 from resvae.evaluation.provenance import commit, hardware
 from resvae.models import ImageVAE
+from resvae.models.images import to_unit
+from resvae.probability import ElboTerms
 
 SSIM_SMALLEST = 6  # pixels: the window of 11 is mirrored by 5 at the edges
 
@@ -70,39 +71,38 @@ class Report:
         images = " ".join(part for part in (f"{self.images:,}", self.data, self.split, "images") if part)
         return f"{self.model}, {self.parameters:,} parameters, {images}, seed {self.seed}"
 
+    def rows(self) -> list[tuple[str, str]]:
+        """What was measured, and the figure, as a person reads them."""
+        part = f", first {self.iw_images:,} images" if self.iw_images < self.images else ""
+        curve = self.importance_curve
+        rows: list[tuple[str, Any, str]] = [  # what, figure, format
+            ("ELBO, nats", self.elbo, ".2f"),
+            ("log-likelihood, nats", self.log_likelihood, ".2f"),
+            ("KL, nats", self.kl, ".2f"),
+            *((f"IW-{bound.k} bound, nats{part}", bound.nats, ".2f") for bound in curve),
+            ("bits/dim (ELBO)", self.bits_per_dim, ".4f"),
+            *((f"bits/dim (IW-{bound.k}){part}", bound.bits_per_dim, ".4f") for bound in curve),
+            ("nats over the floor", self.loss_over_floor, ".2f"),
+            ("active units", f"{self.active_units} of {self.latents}", ""),
+            ("PSNR, dB", self.psnr, ".2f"),
+            ("SSIM", self.ssim, ".4f"),
+        ]
+        if (d := self.distances) is not None:
+            deviation = "" if d.kid_deviation is None else f" ± {d.kid_deviation:.2g}"
+            rows.append((f"FID (features: {d.features})", d.fid, ".2f"))
+            rows.append((f"KID (features: {d.features})", f"{d.kid:.4g}{deviation}", ""))
+        for score in self.probe.scores if self.probe else ():
+            name = f"linear probe, {score.representation} ({score.dimensions:,})"
+            rows.append((name, f"{100 * score.accuracy:.1f} %", ""))
+        for n in self.neighbours:
+            rows.append((f"nearest training image of a sample, median L2 ({n.space})", n.samples_median, ".4g"))
+            rows.append((f"nearest training image of a test image ({n.space})", n.test_median, ".4g"))
+        return [(name, f"{figure:{form}}") for name, figure, form in rows if figure is not None]
+
     def table(self) -> str:
         """A Markdown table, a figure a row."""
-        rows: list[tuple[str, str]] = [
-            ("ELBO, nats", f"{self.elbo:.2f}"),
-            ("log-likelihood, nats", f"{self.log_likelihood:.2f}"),
-            ("KL, nats", f"{self.kl:.2f}"),
-        ]
-        part = f", first {self.iw_images:,} images" if self.iw_images < self.images else ""
-        rows += [(f"IW-{bound.k} bound, nats{part}", f"{bound.nats:.2f}") for bound in self.importance_curve]
-        if self.bits_per_dim is not None:
-            rows.append(("bits/dim (ELBO)", f"{self.bits_per_dim:.4f}"))
-            rows += [(f"bits/dim (IW-{b.k}){part}", f"{b.bits_per_dim:.4f}") for b in self.importance_curve]
-        if self.loss_over_floor is not None:
-            rows.append(("nats over the floor", f"{self.loss_over_floor:.2f}"))
-        rows += [
-            ("active units", f"{self.active_units} of {self.latents}"),
-            ("PSNR, dB", f"{self.psnr:.2f}"),
-        ]
-        if self.ssim is not None:
-            rows.append(("SSIM", f"{self.ssim:.4f}"))
-        if (d := self.distances) is not None:
-            rows.append((f"FID (features: {d.features})", f"{d.fid:.2f}"))
-            deviation = "" if d.kid_deviation is None else f" ± {d.kid_deviation:.2g}"
-            rows.append((f"KID (features: {d.features})", f"{d.kid:.4g}{deviation}"))
-        if self.probe is not None:
-            rows += [
-                (f"linear probe, {score.representation} ({score.dimensions:,})", f"{100 * score.accuracy:.1f} %")
-                for score in self.probe.scores
-            ]
-        for n in self.neighbours:
-            rows.append((f"nearest training image of a sample, median L2 ({n.space})", f"{n.samples_median:.4g}"))
-            rows.append((f"nearest training image of a test image ({n.space})", f"{n.test_median:.4g}"))
-        return "\n".join([f"| {self.title()} | |", "|-|-|", *(f"| {name} | {value} |" for name, value in rows)])
+        rows = [f"| {name} | {figure} |" for name, figure in self.rows()]
+        return "\n".join([f"| {self.title()} | |", "|-|-|", *rows])
 
     def protocol(self) -> str:
         """How the figures were obtained: a Markdown list."""
@@ -147,9 +147,9 @@ def evaluate(
     Args:
         vae: the model; it is put into eval mode, and back.
         batches: images ``[B, C, H, W]``, uint8 or float32 in [0, 1].
-        num_samples: the largest k of the importance-weighted bound; memory does not grow with it.
+        num_samples: the largest k of the importance-weighted bound; 1, 10, 100, ... under it are told too.
         seed: of the posterior noise; the caller's random stream is left alone.
-        iw_images: how many images, from the first on, the importance-weighted bound is taken of; all unless told.
+        iw_images: how many of them the importance-weighted bound is taken of; all unless told.
         source, data, split: for the record.
 
     Raises:
@@ -159,40 +159,37 @@ def evaluate(
         if value is not None and value < 1:
             raise ResvaeError(f"{field}: {value} is not allowed; at least 1")
     start = time.perf_counter()
-    active = ActiveUnits()
-    ks = powers_of_ten(num_samples)
-    elbos, likelihoods, kls, bounds, floors = [], [], [], [], []
-    discrete, left = False, math.inf if iw_images is None else iw_images
+    active, ks = ActiveUnits(), powers_of_ten(num_samples)
+    terms: list[ElboTerms] = []
+    bounds: list[Tensor] = []
+    left = sys.maxsize if iw_images is None else iw_images
     with isolated(vae, seed) as device:
         psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3)).to(device)
-        ssim = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
+        ssim: Any = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)  # a pair only where contrast is wanted
         similar = min(vae.image_shape[1:]) >= SSIM_SMALLEST
         for batch in batches:
-            x = batch.to(device)
-            terms = vae.elbo(x)
-            elbos.append(terms.elbo)
-            likelihoods.append(terms.log_likelihood)
-            kls.append(terms.kl)
+            x = to_unit(batch.to(device), vae.image_shape)
+            terms.append(vae.elbo(x))
             if left > 0:
-                bounds.append(bound_curve(vae.log_weights(x[: min(len(x), left)], num_samples), ks))
+                bounds.append(bound_curve(vae.log_weights(x[:left], num_samples), ks))
                 left -= len(x)
-            discrete = terms.discrete
-            if terms.floor is not None:
-                floors.append(terms.floor)
             reconstruction = vae.reconstruct(x)
-            unit = x.float() / (255 if x.dtype == torch.uint8 else 1)
-            psnr.update(reconstruction, unit)
+            psnr.update(reconstruction, x)
             if similar:
-                ssim.update(reconstruction, unit)
+                ssim.update(reconstruction, x)
             active.update(vae.posterior(x).mean)
-    if not elbos:
+    if not terms:
         raise ResvaeError("images: there are none to evaluate on")
-    elbo, bound = torch.cat(elbos).double().mean().item(), torch.cat(bounds, 1)
-    kl = torch.cat(kls).double().mean(0)
-    per_dim = math.prod(vae.image_shape) * math.log(2)
+
+    def mean(values: Iterable[Tensor]) -> Tensor:
+        return torch.cat(list(values)).double().mean(0)
+
+    elbo, kl = mean(t.elbo for t in terms).item(), mean(t.kl for t in terms)
+    floors = [t.floor for t in terms if t.floor is not None]
+    bound = torch.cat(bounds, 1)
+    per_dim = terms[0].num_dims * math.log(2)
+    discrete = terms[0].discrete
     curve = [Bound(k, b, -b / per_dim if discrete else None) for k, b in zip(ks, bound.mean(1).tolist(), strict=True)]
-    similarity = ssim.compute() if similar else None
-    assert not isinstance(similarity, tuple)  # a pair only where the contrast is asked for too
     return Report(
         model=type(vae).__name__,
         arguments=vae.arguments,
@@ -200,23 +197,23 @@ def evaluate(
         parameters=sum(p.numel() for p in vae.parameters()),
         data=data,
         split=split,
-        images=sum(map(len, elbos)),
+        images=sum(len(t.kl) for t in terms),
         iw_images=bound.shape[1],
         seed=seed,
         num_samples=num_samples,
         elbo=elbo,
-        log_likelihood=torch.cat(likelihoods).double().mean().item(),
+        log_likelihood=mean(t.log_likelihood for t in terms).item(),
         kl=kl.sum().item(),
         kl_levels=tuple(kl.tolist()),
         importance_weighted=curve[-1].nats,
         importance_curve=tuple(curve),
         bits_per_dim=-elbo / per_dim if discrete else None,
         bits_per_dim_importance_weighted=curve[-1].bits_per_dim,
-        loss_over_floor=-elbo - torch.cat(floors).double().mean().item() if floors else None,
+        loss_over_floor=-elbo - mean(floors).item() if floors else None,
         active_units=active.count(),
         latents=active.latents,
         psnr=psnr.compute().item(),
-        ssim=None if similarity is None else similarity.item(),
+        ssim=ssim.compute().item() if similar else None,
         seconds=time.perf_counter() - start,
         hardware=hardware(device),
         torch=torch.__version__,

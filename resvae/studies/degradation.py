@@ -24,7 +24,7 @@ def kinds(depth: int) -> list[Variant]:
 def plots(results: Sequence[Result], folder: Path, name: str) -> None:
     """``name_curves.png``, a panel a kind, and ``name.png``, the last epoch's figures against depth."""
     path = folder / f"{name}_curves.png"
-    curves(results, path, lambda result: result.variant, lambda result: f"{result.depth} layers")
+    curves(results, path, lambda each, _: each.variant, lambda each: f"{each.depth} layers")
     by_depth(results, folder / f"{name}.png")
 
 

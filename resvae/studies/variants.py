@@ -100,28 +100,42 @@ def deciding(results: Sequence[Result]) -> str:
 
 
 def curves(
-    results: Sequence[Result], path: Path, panel: Callable[[Result], str], line: Callable[[Result], str]
+    results: Sequence[Result], path: Path, panel: Callable[[Result, str], str], line: Callable[[Result], str]
 ) -> None:
-    """A PNG of training (dashed) and validation (solid) by epoch, as He 2015, figure 6: panels of lines."""
+    """A PNG of training (dashed) and validation (solid) by epoch, as He 2015, figure 6.
+
+    Args:
+        results: what is drawn: two lines each.
+        path: of the PNG.
+        panel: the title of the panel where the lines of a result for ``training`` or ``validation`` go.
+        line: the name of a result's colour.
+    """
     import matplotlib as mpl
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator
 
     name = deciding(results)
     label, scale = FIGURES[name]
-    panels, lines = (list(dict.fromkeys(map(key, results))) for key in (panel, line))
+    splits = {"train": "--", "val": "-"}
+    panels = list(dict.fromkeys(panel(each, SPLITS[split]) for split in splits for each in results))
+    lines = list(dict.fromkeys(map(line, results)))
     size = 1.5 + 4 * len(panels), 4
     figure, grid = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for each in results:
-        axes = grid[0][panels.index(panel(each))]
-        for split, style in (("train", "--"), ("val", "-")):
-            y = [scale * value for value in each.history[f"{split}/{name}"]]
-            axes.plot(range(1, len(y) + 1), y, style, color=f"C{lines.index(line(each))}", lw=1.2)
+    for each, (split, style) in itertools.product(results, splits.items()):
+        y = [scale * value for value in each.history[f"{split}/{name}"]]
+        axes = grid[0][panels.index(panel(each, SPLITS[split]))]
+        axes.plot(range(1, len(y) + 1), y, style, color=f"C{lines.index(line(each))}", lw=1.2)
     for axes, title in zip(grid[0], panels, strict=True):
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
+    if name == "error":  # the ends are what counts
+        grid[0][0].set(yscale="log", ylim=(None, 100))
+        grid[0][0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        grid[0][0].yaxis.set_major_formatter("{x:g}")
+        grid[0][0].yaxis.set_minor_locator(NullLocator())
     grid[0][0].set_ylabel(f"{label}\ndashed: training, solid: validation")
     keys = [plt.Line2D([], [], color=f"C{i}", label=text) for i, text in enumerate(lines)]
     figure.legend(handles=keys, loc="outside right upper")
@@ -130,8 +144,9 @@ def curves(
 
 
 def compared(results: Sequence[Result], folder: Path, name: str) -> None:
-    """``name.png``: training curves, a panel a depth, a colour a variant."""
-    curves(results, folder / f"{name}.png", lambda each: f"{each.depth} layers", lambda each: each.variant)
+    """``name.png``: training curves and validation curves of each depth, a colour a variant."""
+    path = folder / f"{name}.png"
+    curves(results, path, lambda each, split: f"{each.depth} layers, {split}", lambda each: each.variant)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from resvae.errors import ResvaeError
 from resvae.storage import MODELS, describe
-from resvae.training.callbacks import ExponentialAverage, Throughput
+from resvae.training.callbacks import ExponentialAverage, Throughput, images_of
 from resvae.training.guard import GradientGuard
 from resvae.training.schedule import Schedule
 
@@ -32,7 +32,8 @@ class LitModel(pl.LightningModule, ABC):
     """Holds one model under the name ``field``, in a configuration (``model.vae``) as in a checkpoint (``vae.``).
 
     Args:
-        optimizer, schedule, ema_decay, precision: as ``LitVAE`` has them.
+        image_shape: ``(C, H, W)`` that the model takes.
+        optimizer, schedule, ema_decay, precision, compile: as ``LitVAE`` has them.
         clip_norm: the gradient's largest norm.
     """
 
@@ -40,10 +41,12 @@ class LitModel(pl.LightningModule, ABC):
 
     def __init__(
         self,
+        image_shape: tuple[int, int, int],
         optimizer: OptimizerFactory,
         schedule: Schedule,
         ema_decay: float,
         precision: Precision,
+        compile: bool,
         clip_norm: float = math.inf,
     ):
         super().__init__()
@@ -51,12 +54,15 @@ class LitModel(pl.LightningModule, ABC):
             raise ResvaeError(f"ema_decay: {ema_decay} is not allowed; 0 (none) up to less than 1")
         if not clip_norm > 0:
             raise ResvaeError(f"clip_norm: {clip_norm} is not allowed; more than 0")
+        self.image_shape = image_shape
         self.optimizer = optimizer
         self.schedule = schedule
         self.ema_decay = ema_decay
         self.precision = precision
         self.clip_norm = clip_norm
         self.guard = GradientGuard()
+        self._compile = compile
+        self._compiled: Callable[[Tensor], Any] | None = None
         self._rng: dict[str, Any] | None = None
 
     @property
@@ -66,8 +72,12 @@ class LitModel(pl.LightningModule, ABC):
 
     @property
     @abstractmethod
-    def image_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` that the model takes."""
+    def objective(self) -> Callable[[Tensor], Any]:
+        """What is computed of images ``[B, C, H, W]``: the terms of the ELBO, or logits."""
+
+    @abstractmethod
+    def evaluate(self, split: str, batch: Any, batch_idx: int) -> None:
+        """Log the figures of one batch of validation or test."""
 
     @abstractmethod
     def monitored(self) -> list[str]:
@@ -80,11 +90,25 @@ class LitModel(pl.LightningModule, ABC):
                 f"model.{self.field}.image_shape: {self.image_shape} is not allowed; the images are {data.image_shape}"
             )
 
-    def autocast(self, reduced: bool = True) -> torch.autocast:
-        """bf16 where ``precision`` wants it and ``reduced`` allows it."""
-        device = self.device.type
+    def on_fit_start(self) -> None:
+        """Compile when asked: late, so that copies made before (the average's) copy no compiled graph."""
+        self._compiled = torch.compile(self.objective) if self._compile else None
+
+    def compute(self, split: str, batch: Any) -> Any:
+        """``objective`` of a batch: compiled in training, in bf16 but for the test, each where it is asked for."""
+        x, device = images_of(batch), self.device.type
         bf16 = self.precision == "bf16" or (self.precision == "auto" and native_bf16(device))
-        return torch.autocast(device, torch.bfloat16, enabled=bf16 and reduced)
+        function = (split == "train" and self._compiled) or self.objective
+        with torch.autocast(device, torch.bfloat16, enabled=bf16 and split != "test"):
+            return function(x.contiguous(memory_format=torch.channels_last))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """As in training, without what is the training's alone (smoothing, weights of the KL, free bits)."""
+        self.evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """As validation, on the test set, and in float32 throughout."""
+        self.evaluate("test", batch, batch_idx)
 
     def configure_callbacks(self) -> list[Callback]:
         """The throughput's measure and, with ``ema_decay``, the running average of the weights."""
@@ -109,8 +133,7 @@ class LitModel(pl.LightningModule, ABC):
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
             self.log("train/grad_norm", value, on_step=False, on_epoch=True, batch_size=1)
         else:
-            for parameter in parameters:
-                parameter.grad = None
+            optimizer.zero_grad()
         self.log("train/skipped_updates", float(self.guard.skipped), on_step=False, on_epoch=True, reduce_fx="max")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -118,10 +141,7 @@ class LitModel(pl.LightningModule, ABC):
         if (here := self._description()) is not None:
             checkpoint["resvae"] = here
         checkpoint["guard"] = asdict(self.guard)
-        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            rng["cuda"] = torch.cuda.get_rng_state_all()
-        checkpoint["rng"] = rng
+        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another model's checkpoint; take over the guard's statistics and the random states."""
@@ -142,8 +162,8 @@ class LitModel(pl.LightningModule, ABC):
         """After a resume, draw on from where the checkpoint left: nothing before the first step may spend noise."""
         if self._rng is not None:
             torch.set_rng_state(self._rng["cpu"])
-            if torch.cuda.is_available() and "cuda" in self._rng:
-                torch.cuda.set_rng_state_all(self._rng["cuda"])
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(self._rng.get("cuda", []))
             self._rng = None
             # Lightning's own count for the logs is off by one after some interruptions
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
@@ -168,10 +188,8 @@ def native_bf16(device: str) -> bool:
     """Whether the hardware computes in bf16 natively: Ampere and later, AMX or AVX512-BF16 on CPUs."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device == "cpu":
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return False
+    capabilities = torch.cpu.get_capabilities() if device == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def _brief(description: dict[str, Any] | None, other: dict[str, Any] | None) -> str:

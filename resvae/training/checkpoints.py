@@ -37,16 +37,12 @@ class StepCheckpoint(ModelCheckpoint):
     """Saves every so many updates, but not after an epoch's last: Lightning would resume there without validating."""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save where it is time."""
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class InterruptedCheckpoint(OnExceptionCheckpoint):
-    """Saves ``interrupted.ckpt`` on an exception and on Ctrl-C; a later good end removes it."""
-
-    def __init__(self, dirpath: str | Path):
-        super().__init__(str(dirpath), "interrupted")
+    """Saves on an exception and on Ctrl-C; a later good end removes the file."""
 
     def on_exception(self, trainer: Any, *_: Any, **__: Any) -> None:
         """Save, once training has begun; before that there is nothing to lose."""

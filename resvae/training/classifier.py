@@ -40,21 +40,17 @@ class LitClassifier(LitModel):
         precision: Precision = "auto",
         compile: bool = False,
     ):
-        super().__init__(optimizer, schedule, ema_decay, precision)
+        super().__init__(classifier.encoder.image_shape, optimizer, schedule, ema_decay, precision, compile)
         if not 0 <= label_smoothing < 1:
             raise ResvaeError(f"label_smoothing: {label_smoothing} is not allowed; 0 (none) up to less than 1")
         self.classifier: ResNetClassifier = classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.label_smoothing = label_smoothing
-        self._compile = compile
-        self._forward: Callable[[Tensor], Tensor] = classifier.forward
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` that the model takes."""
-        return self.classifier.encoder.image_shape
+    def objective(self) -> Callable[[Tensor], Tensor]:
+        return self.classifier.forward
 
     def monitored(self) -> list[str]:
-        """What early stopping can watch: the names of the figures that validation logs an epoch."""
         return ["val/error", "val/loss"]
 
     def refuse_data(self, data: Any) -> None:
@@ -71,29 +67,15 @@ class LitClassifier(LitModel):
                 f"model.classifier.num_classes: {num} is not allowed; the labels are 0 to {data.num_classes - 1}"
             )
 
-    def on_fit_start(self) -> None:
-        """Compile when asked: late, so that copies made before (the average's) copy no compiled graph."""
-        forward = self.classifier.forward
-        self._forward = torch.compile(forward) if self._compile else forward
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch, a scalar, nats an image."""
-        logits = self._logits(batch[0], self._forward)
+        logits = self.compute("train", batch).float()
         self._log("train", logits.detach(), batch[1])
         return F.cross_entropy(logits, batch[1], label_smoothing=self.label_smoothing)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Loss and error of one batch."""
-        self._log("val", self._logits(batch[0], self.classifier.forward), batch[1])
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """As validation, on the test set, and in float32 throughout."""
-        self._log("test", self._logits(batch[0], self.classifier.forward, reduced=False), batch[1])
-
-    def _logits(self, x: Tensor, forward: Callable[[Tensor], Tensor], reduced: bool = True) -> Tensor:
-        """float32 ``[B, num_classes]``, computed in bf16 where ``precision`` wants it and ``reduced`` allows it."""
-        with self.autocast(reduced):
-            return forward(x.contiguous(memory_format=torch.channels_last)).float()
+    def evaluate(self, split: str, batch: Any, batch_idx: int) -> None:
+        """Loss and error of one batch, without smoothing."""
+        self._log(split, self.compute(split, batch).float(), batch[1])
 
     def _log(self, split: str, logits: Tensor, y: Tensor) -> None:
         error = (logits.argmax(1) != y).float().mean()

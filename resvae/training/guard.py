@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from resvae.errors import ResvaeError
 
@@ -27,7 +27,7 @@ class GradientGuard:
     seen: int = 0
     skipped: int = 0
     in_a_row: int = 0
-    non_finite_in_a_row: int = field(default=0)
+    non_finite_in_a_row: int = 0
 
     def accepts(self, norm: float) -> bool:
         """Whether to apply the update whose gradient norm is ``norm``.

@@ -2,11 +2,9 @@
 
 import csv
 import importlib.util
-import netrc
 import os
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
@@ -33,19 +31,10 @@ class RunCSVLogger(CSVLogger):
         super().__init__(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=1)
 
     @property
-    def log_dir(self) -> str:
-        """The run's folder."""
-        return self.root_dir
-
-    @property
     def experiment(self) -> Any:
-        """The writer; made when first needed."""
         if self._experiment is None:
             self._experiment = KeepingWriter(log_dir=self.log_dir)
         return self._experiment
-
-    def log_hyperparams(self, params: Any = None) -> None:
-        """Nothing: ``config.yaml`` beside the metrics holds them all."""
 
 
 def drop_rows_after(metrics: Path, step: int) -> None:
@@ -90,10 +79,7 @@ def _wandb(folder: Path) -> Logger:
 
 def _logged_in() -> bool:
     """Whether W&B has a key in the environment or in .netrc; W&B's own answer changes from version to version."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    from requests.utils import get_netrc_auth  # a dependency of W&B
+
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(url))

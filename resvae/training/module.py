@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from resvae.errors import ResvaeError
+from resvae.evaluation.isolation import isolated
 from resvae.models import ImageVAE
 from resvae.probability import ElboTerms, KlSchedule, weighted_elbo
 from resvae.training.base import LitModel, OptimizerFactory, Precision, adamw
@@ -49,33 +50,25 @@ class LitVAE(LitModel):
         precision: Precision = "auto",
         compile: bool = False,
     ):
-        super().__init__(optimizer, schedule, ema_decay, precision, clip_norm)
+        super().__init__(vae.image_shape, optimizer, schedule, ema_decay, precision, compile, clip_norm)
         if free_bits < 0:
             raise ResvaeError(f"free_bits: {free_bits} is not allowed; 0 or more")
         self.vae: ImageVAE = vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.kl = kl
         self.free_bits = free_bits
-        self._compile = compile
-        self._elbo: Callable[[Tensor], ElboTerms] = vae.elbo
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` that the model takes."""
-        return self.vae.image_shape
+    def objective(self) -> Callable[[Tensor], ElboTerms]:
+        return self.vae.elbo
 
     def monitored(self) -> list[str]:
-        """What early stopping can watch: the names of the figures that validation logs an epoch."""
         names = ["loss", "elbo", "log_likelihood", "kl"]
         names += ["bits_per_dim"] if self.vae.likelihood.discrete else []
         return [f"val/{name}" for name in names]
 
-    def on_fit_start(self) -> None:
-        """Compile when asked: late, so that copies made before (the average's) copy no compiled graph."""
-        self._elbo = torch.compile(self.vae.elbo) if self._compile else self.vae.elbo
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch, a scalar, nats an image."""
-        terms = self._terms(batch, self._elbo)
+        terms = self.compute("train", batch)
         kl_weight = self.kl(self.global_step)
         penalty = self.vae.penalty()
         loss = -weighted_elbo(terms, kl_weight, self.free_bits).mean() + penalty
@@ -84,25 +77,10 @@ class LitVAE(LitModel):
             self.log("train/kl_weight", kl_weight, on_step=False, on_epoch=True)
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def evaluate(self, split: str, batch: Any, batch_idx: int) -> None:
         """The true objective (KL weight 1, no free bits), with the same noise at every validation."""
-        self._evaluate("val", batch, batch_idx)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """As validation, on the test set, and in float32 throughout."""
-        self._evaluate("test", batch, batch_idx)
-
-    def _terms(self, batch: Any, elbo: Callable[[Tensor], ElboTerms], reduced: bool = True) -> ElboTerms:
-        """The terms of a batch, in bf16 where ``precision`` wants it and ``reduced`` allows it."""
-        x = batch[0] if isinstance(batch, list | tuple) else batch
-        with self.autocast(reduced):
-            return elbo(x.contiguous(memory_format=torch.channels_last))
-
-    def _evaluate(self, split: str, batch: Any, batch_idx: int) -> None:
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(EVALUATION_SEED + batch_idx)
-            terms = self._terms(batch, self.vae.elbo, reduced=split == "val")
-            self._log(split, terms, self.vae.penalty())
+        with isolated(self.vae, EVALUATION_SEED + batch_idx):
+            self._log(split, self.compute(split, batch), self.vae.penalty())
 
     def _log(self, split: str, terms: ElboTerms, penalty: Tensor) -> None:
         elbo = terms.elbo.detach().mean()

@@ -1,5 +1,6 @@
 """A training run from a configuration: what ``resvae fit``, ``validate`` and ``test`` do, through LightningCLI."""
 
+import itertools
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError
-from resvae.storage import SHIPPED, best_checkpoint, read_checkpoint, shipped
+from resvae.storage import SHIPPED, best_checkpoint, read_checkpoint
 from resvae.training.callbacks import ImageGrids
 from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint, StepCheckpoint
 from resvae.training.classifier import LitClassifier
@@ -43,7 +44,6 @@ class RunCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """``fit``, ``validate``, ``test``."""
         every = LightningCLI.subcommands()
         return {verb: every[verb] for verb in ("fit", "validate", "test")}
 
@@ -61,23 +61,15 @@ class RunCLI(LightningCLI):
             "--save_every_n_steps", type=int, default=500, help="how often checkpoints/last.ckpt is written"
         )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        parser.set_defaults({"early_stopping.patience": 50, "early_stopping.verbose": False})
+        defaults: dict[str, Any] = {"early_stopping.patience": 50, "early_stopping.verbose": False}
         if self._model_class is LitClassifier:
-            parser.set_defaults(
-                {
-                    "early_stopping.monitor": "val/error",
-                    "model.classifier": {"class_path": "resvae.ResNetClassifier"},
-                }
-            )
-            return
-        parser.add_lightning_class_args(ImageGrids, "images")
-        parser.set_defaults(
-            {
-                "early_stopping.monitor": "val/loss",
-                "early_stopping.min_delta": 0.1,
-                "model.vae": {"class_path": "resvae.VAE"},
-            }
-        )
+            defaults["early_stopping.monitor"] = "val/error"
+            defaults["model.classifier"] = {"class_path": "resvae.ResNetClassifier"}
+        else:
+            parser.add_lightning_class_args(ImageGrids, "images")
+            defaults |= {"early_stopping.monitor": "val/loss", "early_stopping.min_delta": 0.1}
+            defaults["model.vae"] = {"class_path": "resvae.VAE"}
+        parser.set_defaults(defaults)
 
     def _parse_ckpt_path(self) -> None:
         """``last`` and ``best`` mean the run's own; a checkpoint that cannot be read is refused here, in a line."""
@@ -97,23 +89,22 @@ class RunCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with the run's loggers, checkpoints and progress."""
-        kwargs["plugins"] = [AtomicCheckpointIO()]
-        kwargs["enable_checkpointing"] = False  # Lightning's own; the run's are added below
-        config = self.config[self.config.subcommand]
-        if self.config.subcommand == "fit":
-            if config.save_every_n_steps < 1:
-                raise ResvaeError(f"save_every_n_steps: {config.save_every_n_steps} is not allowed; at least 1")
-            kwargs["logger"] = make_loggers(self.folder, config.tracker)
-        else:
-            kwargs["logger"] = False
+        config, fitting = self.config[self.config.subcommand], self.config.subcommand == "fit"
+        if fitting and config.save_every_n_steps < 1:
+            raise ResvaeError(f"save_every_n_steps: {config.save_every_n_steps} is not allowed; at least 1")
+        kwargs |= {
+            "plugins": [AtomicCheckpointIO()],
+            "enable_checkpointing": False,  # Lightning's own; the run's are added below
+            "logger": make_loggers(self.folder, config.tracker) if fitting else False,
+        }
         trainer = super().instantiate_trainer(**kwargs)
-        if self.config.subcommand == "fit":
+        if fitting:
             checkpoints, stopping = self.folder / "checkpoints", config.early_stopping
             common: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False, "save_top_k": 1}
             trainer.callbacks += [  # pyright: ignore[reportAttributeAccessIssue]
                 LearningRateMonitor("epoch"),
                 Summary(self.folder),
-                InterruptedCheckpoint(checkpoints),
+                InterruptedCheckpoint(checkpoints, "interrupted"),
                 ModelCheckpoint(filename="best", monitor=stopping.monitor, mode=stopping.mode, **common),
                 StepCheckpoint(filename="last", every_n_train_steps=config.save_every_n_steps, **common),
                 ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
@@ -154,11 +145,12 @@ class RunCLI(LightningCLI):
 
     def after_test(self) -> None:
         """The figures again, in a line a person reads."""
-        _print_figures("test", self.trainer.callback_metrics)
+        split = "test" if self.config.subcommand == "test" else "val"
+        metrics = self.trainer.callback_metrics
+        figures = {name.removeprefix(f"{split}/"): round(float(value), 4) for name, value in metrics.items()}
+        print(f"{split}: {json.dumps(figures)}")
 
-    def after_validate(self) -> None:
-        """The figures again, in a line a person reads."""
-        _print_figures("val", self.trainer.callback_metrics)
+    after_validate = after_test
 
 
 def run(arguments: list[str]) -> None:
@@ -202,13 +194,13 @@ def run(arguments: list[str]) -> None:
 
 def _names_classifier(arguments: list[str]) -> bool:
     """Whether the arguments or the configuration files among them speak of ``model.classifier``."""
-    for i, argument in enumerate(arguments):
+    for argument, following in itertools.pairwise([*arguments, ""]):
         option, _, value = argument.partition("=")
         if option == "--model.classifier" or option.startswith("--model.classifier."):
             return True
         if option in ("-c", "--config"):
             try:
-                content = yaml.safe_load(Path(value or "".join(arguments[i + 1 : i + 2])).read_text())
+                content = yaml.safe_load(Path(value or following).read_text())
             except (OSError, ValueError, yaml.YAMLError):  # the parser will say it better
                 continue
             if isinstance(content, dict) and "classifier" in (content.get("model") or ()):
@@ -231,37 +223,39 @@ def with_environment(verb: str, arguments: list[str]) -> list[str]:
 
 def _free(folder: Path) -> Path:
     """The folder, or with the next number where a run is there already: what is saved is never written over."""
-    if not folder.exists():
-        return folder
-    number = 2
-    while (numbered := folder.with_name(f"{folder.name}-{number}")).exists():
-        number += 1
-    return numbered
-
-
-def _print_figures(split: str, metrics: Any) -> None:
-    figures = {name.removeprefix(f"{split}/"): float(value) for name, value in metrics.items()}
-    print(f"{split}: " + json.dumps({name: round(value, 4) for name, value in figures.items()}))
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], numbered) if not path.exists())
 
 
 def data_of(
-    model: str, name: str | None, path: str | None, root: str, image_shape: tuple[int, int, int]
+    model: str,
+    data: str | None = None,
+    path: str | None = None,
+    root: str = "data",
+    image_shape: tuple[int, int, int] | None = None,
 ) -> ImageDataModule:
-    """The data to use a model on: the named set, or the one that the run was trained on.
+    """The data to use a model on.
+
+    Args:
+        model: a run's folder or the name of shipped weights, where ``data`` is not told.
+        data: the data set; a run's own unless told.
+        path: of the folder or .npz, for the data sets of those names.
+        root: where data sets are.
+        image_shape: ``(C, H, W)`` that the model takes; any unless told.
 
     Raises:
         ResvaeError: no name and no run; images of another shape than the model's.
     """
     config = Path(model) / "config.yaml"
-    if not config.is_file() and model in shipped():
-        config = SHIPPED / model / "config.yaml"
-    if name is not None:
-        square = image_shape[1] if image_shape[1] == image_shape[2] else None
-        module = ImageDataModule(name, root, path=path, image_size=square)
+    if not config.is_file():
+        config = SHIPPED / config
+    if data is not None:
+        square = image_shape[1] if image_shape and image_shape[1] == image_shape[2] else None
+        module = ImageDataModule(data, root, path=path, image_size=square)
     elif config.is_file():
         module = ImageDataModule(**(yaml.safe_load(config.read_text()).get("data") or {}))
     else:
         raise ResvaeError(f"data: {model} is not a run's folder; name the data set: --data cifar10")
-    if module.image_shape != image_shape:
+    if image_shape not in (None, module.image_shape):
         raise ResvaeError(f"data: images of shape {module.image_shape} do not fit the model, which takes {image_shape}")
     return module

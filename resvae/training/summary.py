@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from resvae.evaluation import commit, hardware
@@ -26,15 +26,26 @@ class Summary(Callback):
         self.folder = folder
         self.best: dict[str, float] = {}
         self.summary: dict[str, Any] = {}
-        self._commit: str | None = None
+        self._about: dict[str, Any] = {}
+        self._throughput = Throughput()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what will be trained, and where it goes."""
-        self._commit = commit()  # of the code that runs: the checkout may move on meanwhile
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        self._throughput = next(callback for callback in callbacks if isinstance(callback, Throughput))
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        parameters = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        model: Any = pl_module.model
+        self._about = {
+            "name": self.folder.name,
+            "model": type(model).__name__,
+            "arguments": model.arguments,
+            "parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+            "hardware": hardware(pl_module.device),
+            "torch": torch.__version__,
+            "commit": commit(),  # of the code that runs: the checkout may move on meanwhile
+        }
         print(
-            f"{type(pl_module.model).__name__}, {parameters:,} parameters, on {data.num_train:,} images "
+            f"{self._about['model']}, {self._about['parameters']:,} parameters, on {data.num_train:,} images "
             f"({data.num_val:,} to validate) -> {self.folder}",
             flush=True,
         )
@@ -42,66 +53,47 @@ class Summary(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the minima; print the epoch."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        metrics |= _throughput(trainer).metrics()  # it logs after this callback
+        metrics |= self._throughput.metrics()  # it logs after this callback
         if math.isfinite(metrics.get("train/loss", math.nan)):
             self.best["train_loss"] = min(metrics["train/loss"], self.best.get("train_loss", math.inf))
         deciding, kept = ("val/error", "error") if "val/error" in metrics else ("val/loss", "val_loss")
         if metrics.get(deciding, math.inf) < self.best.get(kept, math.inf):
-            self.best["val_loss"] = metrics["val/loss"]
-            self.best["epoch"] = trainer.current_epoch + 1
-            for name in ("bits_per_dim", "loss_over_floor", "kl", "error"):
-                if f"val/{name}" in metrics:
-                    self.best[name] = metrics[f"val/{name}"]
-        self._write(trainer, pl_module, "running")
+            self.best |= {"val_loss": metrics["val/loss"], "epoch": trainer.current_epoch + 1}
+            others = ("bits_per_dim", "loss_over_floor", "kl", "error")
+            self.best |= {name: metrics[f"val/{name}"] for name in others if f"val/{name}" in metrics}
+        self._write(trainer, "running")
         print(_line(trainer.current_epoch + 1, metrics), flush=True)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write how it ended."""
-        self._write(trainer, pl_module, _reason(trainer))
+        self._write(trainer, _reason(trainer))
 
     def text(self) -> str:
         """The end of the run in one or two lines."""
         s = self.summary
         lines = [f"ended: {s['ended']}; {s['epochs']} epochs, {s['steps']:,} updates, {s['seconds']:,.0f} s"]
         if "val_loss" in s:
-            figure = f"validation loss {s['val_loss']:.{4 if 'error' in s else 2}f} nats an image"
-            if "error" in s:
-                figure += f", error {s['error']:.2%}"
-            if "bits_per_dim" in s:
-                figure += f", {s['bits_per_dim']:.4f} bits/dim"
-            if "loss_over_floor" in s:
-                figure += f", {s['loss_over_floor']:.2f} over the floor"
-            lines.append(f"best: {figure} (epoch {s['epoch']})")
+            loss, *others = _figures(s | {"loss": s["val_loss"]})
+            figures = ", ".join([f"validation loss {loss} nats an image", *others])
+            lines.append(f"best: {figures} (epoch {s['epoch']})")
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:
-        """The minima so far."""
         return dict(self.best)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
         self.best = dict(state_dict)
 
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, ended: str) -> None:
-        if not trainer.is_global_zero:
-            return
-        model: Any = pl_module.model
+    def _write(self, trainer: pl.Trainer, ended: str) -> None:
         self.summary = {
-            "name": self.folder.name,
-            "model": type(model).__name__,
-            "arguments": model.arguments,
-            "parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
-            "seconds": _throughput(trainer).metrics()["seconds"],
+            **self._about,
+            "seconds": self._throughput.metrics()["seconds"],
             "epochs": trainer.current_epoch + (ended == "running"),
             "steps": trainer.global_step,
             **self.best,
             "ended": ended,
-            "hardware": hardware(pl_module.device),
-            "torch": torch.__version__,
-            "commit": self._commit,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "summary.json").write_text(json.dumps(self.summary, indent=2) + "\n")
+        if trainer.is_global_zero:
+            (self.folder / "summary.json").write_text(json.dumps(self.summary, indent=2) + "\n")
 
 
 def read_summary(run: Path) -> dict[str, Any]:
@@ -112,22 +104,15 @@ def read_summary(run: Path) -> dict[str, Any]:
         return {}
 
 
-def _throughput(trainer: pl.Trainer) -> Throughput:
-    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    return next(callback for callback in callbacks if isinstance(callback, Throughput))
-
-
 def _reason(trainer: pl.Trainer) -> str:
-    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    for callback in callbacks:
-        if not isinstance(callback, EarlyStopping) or callback.stopping_reason_message is None:
-            continue
-        if callback.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
+    stopping = trainer.early_stopping_callback
+    if stopping is not None and stopping.stopping_reason_message is not None:
+        if stopping.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
             return (
-                f"early stopping: {callback.monitor} did not improve by more than {abs(callback.min_delta):g} "
-                f"for {callback.patience} epochs"
+                f"early stopping: {stopping.monitor} did not improve by more than {abs(stopping.min_delta):g} "
+                f"for {stopping.patience} epochs"
             )
-        return f"early stopping: {callback.stopping_reason_message.removesuffix(' Signaling Trainer to stop.')}"
+        return f"early stopping: {stopping.stopping_reason_message.removesuffix(' Signaling Trainer to stop.')}"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
         return f"all {trainer.max_epochs} epochs done"
     if 0 <= trainer.max_steps <= trainer.global_step:
@@ -139,20 +124,24 @@ def _line(epoch: int, metrics: dict[str, float]) -> str:
     parts = [f"epoch {epoch:4d}"]
     for split in ("train", "val"):
         if f"{split}/loss" in metrics:
-            text = f"{split} {metrics[f'{split}/loss']:.{4 if f'{split}/error' in metrics else 2}f}"
-            if f"{split}/error" in metrics:
-                text += f" ({metrics[f'{split}/error']:.2%} wrong)"
-            if f"{split}/bits_per_dim" in metrics:
-                text += f" ({metrics[f'{split}/bits_per_dim']:.4f} bits/dim)"
-            if f"{split}/loss_over_floor" in metrics:
-                text += f" ({metrics[f'{split}/loss_over_floor']:.2f} over the floor)"
-            parts.append(text)
-    if "val/kl" in metrics:
-        parts.append(f"KL {metrics['val/kl']:.1f}")
-    if "train/images_per_second" in metrics:
-        parts.append(f"{metrics['train/images_per_second']:.0f} images/s")
-    if metrics.get("train/skipped_updates"):
-        parts.append(f"{metrics['train/skipped_updates']:.0f} skipped")
-    if "seconds" in metrics:
-        parts.append(f"{metrics['seconds']:.0f} s")
+            loss, *others = _figures({name.removeprefix(f"{split}/"): value for name, value in metrics.items()})
+            parts.append(" ".join([split, loss, *(f"({text})" for text in others)]))
+    further = {
+        "val/kl": "KL {:.1f}",
+        "train/images_per_second": "{:.0f} images/s",
+        "train/skipped_updates": "{:.0f} skipped",
+        "seconds": "{:.0f} s",
+    }
+    parts += [text.format(metrics[name]) for name, text in further.items() if metrics.get(name)]
     return " | ".join(parts)
+
+
+def _figures(figures: dict[str, float]) -> list[str]:
+    """The loss, and what else there is, as a person reads it."""
+    texts = {
+        "loss": "{:.4f}" if "error" in figures else "{:.2f}",
+        "error": "error {:.2%}",
+        "bits_per_dim": "{:.4f} bits/dim",
+        "loss_over_floor": "{:.2f} over the floor",
+    }
+    return [text.format(figures[name]) for name, text in texts.items() if name in figures]

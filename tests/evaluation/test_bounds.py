@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from resvae.evaluation import evaluate
-from resvae.evaluation.bounds import bound_curve, powers_of_ten
+from resvae.evaluation.metrics import bound_curve, powers_of_ten
 from resvae.models import VAE
 from resvae.probability import importance_bound
 

@@ -218,7 +218,7 @@ def test_curves_are_panels_of_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "close", drawn.append)
     history = {"train/error": [0.5, 0.25], "val/error": [0.6, 0.3], "val/loss": [1.0, 1.0]}
     results = [Result(name, depth, 0, 1, "", "", "", history, {}) for name in ("a", "b", "c") for depth in (8, 14)]
-    curves(results, tmp_path / "x.png", lambda each: each.variant, lambda each: f"{each.depth} layers")
+    curves(results, tmp_path / "x.png", lambda each, _: each.variant, lambda each: f"{each.depth} layers")
     (figure,) = drawn
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c"]
     lines = [(line.get_linestyle(), line.get_color(), list(line.get_ydata())) for line in figure.axes[1].lines]

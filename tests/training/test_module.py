@@ -259,7 +259,7 @@ def test_bf16_keeps_likelihood_and_weights_in_float32():
     model = tiny(precision="bf16")
     dtypes = []
     model.vae.decoder.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
-    terms = model._terms(digits().images("train")[:4], model.vae.elbo)
+    terms = model.compute("train", digits().images("train")[:4])
     assert dtypes == [torch.bfloat16]
     assert terms.log_likelihood.dtype == terms.kl.dtype == torch.float32
     assert {p.dtype for p in model.parameters() if isinstance(p, nn.Parameter)} == {torch.float32}
