@@ -50,5 +50,6 @@ def by_depth(results: Sequence[Result], path: Path) -> None:
     plt.close(figure)
 
 
-STUDY = Study("degradation", "plain, residual and highway networks of several depths", kinds, "20,56", plots)
+CONFIG = "configs/cifar10_degradation_cpu.yaml"
+STUDY = Study("degradation", "plain, residual and highway networks by depth", kinds, CONFIG, "20,56", plots)
 main = STUDY.main

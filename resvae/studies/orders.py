@@ -14,5 +14,5 @@ ORDERS = [
     Variant(order, {"order": order}, {"reported ResNet-110 test error, %": a, "reported ResNet-164 test error, %": b})
     for order, (a, b) in REPORTED.items()
 ]
-STUDY = Study("orders", "the five orders of normalisation and activation", lambda _: ORDERS, "56")
+STUDY = Study("orders", "networks of the five block orders", lambda _: ORDERS, "configs/he_resnet110.yaml", "110")
 main = STUDY.main

@@ -19,5 +19,5 @@ SHORTCUTS = [
     Variant(name, {"shortcut": "zero_pad", "merge": "sum"} | block, {"reported ResNet-110 test error, %": reported})
     for name, (block, reported) in REPORTED.items()
 ]
-STUDY = Study("shortcuts", "the seven kinds of shortcut", lambda _: SHORTCUTS, "56")
+STUDY = Study("shortcuts", "the seven kinds of shortcut", lambda _: SHORTCUTS, "configs/he_resnet110.yaml", "110")
 main = STUDY.main

@@ -16,7 +16,6 @@ from resvae.studies.record import Record, Row, fingerprint, shape_of
 from resvae.studies.results import over_seeds
 from resvae.studies.runs import Run
 
-CONFIG = "configs/cifar10_degradation_cpu.yaml"
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 FIGURES = {"error": ("error, %", 100.0), "bits_per_dim": ("bits/dim", 1.0), "loss": ("loss, nats", 1.0)}
 NOTES = (
@@ -156,19 +155,20 @@ class Study:
     Args:
         name: of the study and its files. told: what it trains, for the help.
         variants: those of a depth.
-        depths: the command line's default.
+        config, depths: the command line's defaults.
         plots: writes PNGs of results into a folder, their names beginning with that of the study.
     """
 
     name: str
     told: str
     variants: Callable[[int], Sequence[Variant]]
+    config: str
     depths: str
     plots: Callable[[Sequence[Result], Path, str], None] = compared
 
     def main(self, arguments: list[str]) -> None:
         """Parse ``resvae study NAME``; what it does not know goes to ``resvae fit`` of each run."""
-        parser = Parser(f"study {self.name}", f"Train {self.told}; write the table: .md, .csv, .png.", CONFIG, "0")
+        parser = Parser(f"study {self.name}", f"Train {self.told}; write the table: .md, .csv, .png.", self.config, "0")
         parser.add_argument("--depths", default=self.depths, help=f"layers, with commas [{self.depths}]")
         parser.add_argument("--out", default=f"runs/study_{self.name}", help="the folder [runs/study_NAME]")
         known, rest = parser.parse_known_args(arguments)

@@ -96,7 +96,7 @@ def rows(folder: Path, name: str = "degradation") -> list[dict[str, str]]:
 @pytest.fixture
 def one(monkeypatch) -> None:
     """A study of one variant, in the place of another."""
-    study = Study("few", "one", lambda _: [Variant("no shortcut", {"merge": "none"}, {"reported": "1"})], "16")
+    study = Study("few", "one", lambda _: [Variant("no shortcut", {"merge": "none"}, {"reported": "1"})], "", "16")
     monkeypatch.setattr(degradation, "main", study.main)
 
 
