@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from resvae.errors import ResvaeError
-from resvae.storage import MODELS, describe
+from resvae.storage import MODELS, build, describe
 from resvae.training.callbacks import ExponentialAverage, Throughput, images_of
 from resvae.training.guard import GradientGuard
 from resvae.training.schedule import Schedule
@@ -153,6 +154,9 @@ class LitModel(pl.LightningModule, ABC):
     def refuse_other(self, checkpoint: dict[str, Any]) -> None:
         """Raise ``ResvaeError`` where the checkpoint holds another model than this one."""
         here, there = self._description(), checkpoint.get("resvae")
+        if here != there and there is not None:  # arguments newer than the checkpoint have their defaults
+            with suppress(ResvaeError), torch.device("meta"):
+                there = describe(build(there))
         if here is not None and here != there:
             raise ResvaeError(
                 f"checkpoint: it holds {_brief(there, here)}, but this run's model is {_brief(here, there)}"

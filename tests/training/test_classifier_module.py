@@ -102,6 +102,17 @@ def test_a_vaes_encoder_is_trained_but_its_checkpoint_does_not_claim_to_tell_the
     assert checkpoint["resvae"]["model"] == "ResNetClassifier"
 
 
+def test_a_checkpoint_from_before_an_argument_was_added_is_this_model_where_its_default_is():
+    lit, checkpoint = tiny(), {}
+    lit.on_save_checkpoint(checkpoint)
+    block = checkpoint["resvae"]["arguments"]["block"] = {**checkpoint["resvae"]["arguments"]["block"]}
+    del block["gate_bias"]
+    lit.refuse_other(checkpoint)
+    block["order"] = "full_pre"
+    with pytest.raises(ResvaeError, match="checkpoint: it holds .*full_pre"):
+        lit.refuse_other(checkpoint)
+
+
 def test_bad_values_are_refused_by_name():
     for options, message in (
         ({"label_smoothing": 1.0}, r"label_smoothing: 1\.0"),
