@@ -1,6 +1,7 @@
 """One training step of a classifier: its loss, what it logs, and the data that it refuses."""
 
 import math
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -105,11 +106,12 @@ def test_a_vaes_encoder_is_trained_but_its_checkpoint_does_not_claim_to_tell_the
 def test_a_checkpoint_from_before_an_argument_was_added_is_this_model_where_its_default_is():
     lit, checkpoint = tiny(), {}
     lit.on_save_checkpoint(checkpoint)
-    block = checkpoint["resvae"]["arguments"]["block"] = {**checkpoint["resvae"]["arguments"]["block"]}
+    checkpoint = deepcopy(checkpoint)
+    block = checkpoint["resvae"]["arguments"]["block"]
     del block["gate_bias"]
     lit.refuse_other(checkpoint)
     block["order"] = "full_pre"
-    with pytest.raises(ResvaeError, match="checkpoint: it holds .*full_pre"):
+    with pytest.raises(ResvaeError, match=r"checkpoint: it holds .*full_pre"):
         lit.refuse_other(checkpoint)
 
 
