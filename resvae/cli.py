@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from resvae.verbs import evaluate, export, interpolate, reconstruct, sample
+from resvae import verbs
 
 HELP = """\
 resvae: residual variational autoencoders of any depth
@@ -32,13 +32,7 @@ An option is read from the environment where the command line does not give it:
   RESVAE_FIT__MODEL__VAE__INIT_ARGS__DEPTH=40 resvae fit --config configs/quickstart.yaml
 """
 
-VERBS: dict[str, Callable[..., None]] = {
-    "sample": sample,
-    "reconstruct": reconstruct,
-    "interpolate": interpolate,
-    "evaluate": evaluate,
-    "export": export,
-}
+VERBS: dict[str, Callable[..., None]] = {name: getattr(verbs, name) for name in verbs.__all__}
 TRAINING = ("fit", "validate", "test")
 # Each is a module of resvae.studies with a function of its name, whose signature is its options, or with a ``main``.
 STUDIES = {

@@ -6,3 +6,10 @@ class ResvaeError(ValueError):
 
     The command line prints it and exits with code 2; in Python it is an ordinary ``ValueError``.
     """
+
+
+def at_least(least: float, **fields: float | None) -> None:
+    """Raise ``ResvaeError`` for the first field whose value is below ``least``; None is allowed."""
+    for field, value in fields.items():
+        if value is not None and value < least:
+            raise ResvaeError(f"{field}: {value} is not allowed; at least {least}")

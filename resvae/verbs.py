@@ -3,8 +3,6 @@
 ``**images`` and ``**measure`` stand for the options of the function that they are handed to.
 """
 
-import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,15 @@ import torch
 from torch import Tensor
 
 from resvae.data import Split
-from resvae.errors import ResvaeError
+from resvae.errors import at_least
 from resvae.evaluation import beside, feature_network, full_report, save_grid, write_report
 from resvae.evaluation.grids import PICTURES, writable
+from resvae.progress import progress
 from resvae.storage import load, load_vae
 from resvae.training.export import export
 from resvae.training.run import data_of
 
-__all__ = ["evaluate", "export", "interpolate", "reconstruct", "sample"]
+__all__ = ["evaluate", "export", "interpolate", "reconstruct", "sample"]  # what the command line offers
 
 
 def sample(
@@ -40,13 +39,12 @@ def sample(
         seed: of the noise.
         out: a .png in a folder that exists.
     """
-    if num < 1:
-        raise ResvaeError(f"num: {num} is not allowed; at least 1")
+    at_least(1, num=num)
     writable(out, *PICTURES)
     vae = load_vae(model)
     torch.manual_seed(seed)
     chunks = [min(256, num - i) for i in range(0, num, 256)]
-    images = [vae.sample(n, temperature, pixel_noise).cpu() for n in _progress(chunks, "sampling")]
+    images = [vae.sample(n, temperature, pixel_noise).cpu() for n in progress(chunks, "sampling")]
     print(f"wrote {save_grid(torch.cat(images), out)}")
 
 
@@ -118,7 +116,7 @@ def evaluate(
         source=model,
         features=network,
         probe_images=probe_images if probe else None,
-        track=_progress,
+        track=progress,
         **measure,
     )
     print(report.table())
@@ -132,13 +130,6 @@ def _images(vae: Any, model: str, num: int, split: Split = "test", **where: Any)
     Args:
         split: train, val or test.
     """
-    if num < 1:
-        raise ResvaeError(f"num: {num} is not allowed; at least 1")
+    at_least(1, num=num)
     images = data_of(model, image_shape=vae.image_shape, **where).images(split)
     return images[:num].to(next(vae.parameters()).device)
-
-
-def _progress(items: Iterable[Any], what: str) -> Iterator[Any]:
-    from rich.progress import track
-
-    return iter(track(items, what, transient=True, disable=not sys.stderr.isatty()))

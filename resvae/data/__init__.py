@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from resvae.data.pipeline import ImageDataset, loading, train_loader
 from resvae.data.sources import Images, check, read
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 
 __all__ = ["ImageDataModule", "ImageDataset", "Images", "Split"]
 
@@ -63,9 +63,7 @@ class ImageDataModule(pl.LightningDataModule):
         limit: int | None = None,
     ):
         super().__init__()
-        for field, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("limit", limit)):
-            if value is not None and value < 1:
-                raise ResvaeError(f"data.{field}: {value} is not allowed; at least 1")
+        at_least(1, **{"data.batch_size": batch_size, "data.eval_batch_size": eval_batch_size, "data.limit": limit})
         for field, value in (("num_workers", num_workers), ("crop_padding", crop_padding), ("seed", seed)):
             if value < 0:
                 raise ResvaeError(f"data.{field}: {value} is not allowed; 0 or more")

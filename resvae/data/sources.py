@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 
 NAMES = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "digits", "folder", "npz")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -43,8 +43,7 @@ def check(name: str, path: str | None, image_size: int | None) -> None:
     """
     if name not in NAMES:
         raise ResvaeError(f"data.name: {name!r} is not known; one of {', '.join(NAMES)}")
-    if image_size is not None and image_size < 1:
-        raise ResvaeError(f"data.image_size: {image_size} is not allowed; at least 1")
+    at_least(1, **{"data.image_size": image_size})
     if name in ("folder", "npz"):
         if path is None:
             raise ResvaeError(f"data.path: it is missing; the data set {name} needs it")

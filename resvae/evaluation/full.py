@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resvae.data import ImageDataModule, Split
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.distances import distances, generate
 from resvae.evaluation.grids import beside, image_grid
 from resvae.evaluation.isolation import isolated
@@ -56,13 +56,8 @@ def full_report(
     Raises:
         ResvaeError: a number under 1; a probe or neighbours of the training images themselves.
     """
-    for field, value, least in (
-        ("num", num, 1),
-        ("num_generated", num_generated, 2),
-        ("probe_images", probe_images, 1),
-    ):
-        if value is not None and value < least:
-            raise ResvaeError(f"{field}: {value} is not allowed; at least {least}")
+    at_least(1, num=num, probe_images=probe_images)
+    at_least(2, num_generated=num_generated)
     if split == "train" and (neighbours or probe_images is not None):
         raise ResvaeError("split: train is not allowed with a probe or neighbours, which hold images against it")
     start = time.perf_counter()

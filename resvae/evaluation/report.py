@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.distances import Distances
 from resvae.evaluation.isolation import isolated
 from resvae.evaluation.metrics import ActiveUnits, Bound, bound_curve, powers_of_ten
@@ -155,9 +155,7 @@ def evaluate(
     Raises:
         ResvaeError: no images, a k or an ``iw_images`` under 1.
     """
-    for field, value in (("num_samples", num_samples), ("iw_images", iw_images)):
-        if value is not None and value < 1:
-            raise ResvaeError(f"{field}: {value} is not allowed; at least 1")
+    at_least(1, num_samples=num_samples, iw_images=iw_images)
     start = time.perf_counter()
     active, ks = ActiveUnits(), powers_of_ten(num_samples)
     terms: list[ElboTerms] = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.probability import ElboTerms, Likelihood, importance_bound
 
 Shape = tuple[int, int, int]
@@ -56,8 +56,7 @@ class ImageVAE(nn.Module, ABC):
 
         Memory does not grow with ``num_samples``.
         """
-        if num_samples < 1:
-            raise ResvaeError(f"num_samples: {num_samples} is not allowed; at least 1")
+        at_least(1, num_samples=num_samples)
         return importance_bound(self.log_weights(x, num_samples)).float()
 
     @torch.no_grad()
@@ -66,8 +65,7 @@ class ImageVAE(nn.Module, ABC):
 
         The mean of p(x|z) unless ``pixel_noise`` asks for a draw from it.
         """
-        if num < 1:
-            raise ResvaeError(f"num: {num} is not allowed; at least 1")
+        at_least(1, num=num)
         return self._pixels(self.decode(self.sample_prior(num, temperature)), pixel_noise)
 
     @torch.no_grad()
@@ -86,8 +84,7 @@ class ImageVAE(nn.Module, ABC):
         Returns:
             float32 in [0, 1], ``[B, steps, C, H, W]``.
         """
-        if steps < 2:
-            raise ResvaeError(f"steps: {steps} is not allowed; at least 2")
+        at_least(2, steps=steps)
         start, end = self.posterior(a).mean, self.posterior(b).mean
         images = [self._pixels(self.decode(start.lerp(end, t)), False) for t in torch.linspace(0, 1, steps).tolist()]
         return torch.stack(images, 1)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from resvae.errors import ResvaeError
+from resvae.errors import at_least
 from resvae.models.base import Shape, json_arguments
 from resvae.models.images import to_unit
 from resvae.networks import BlockConfig, ResNetEncoder, cifar_blocks
@@ -39,8 +39,7 @@ class ResNetClassifier(nn.Module):
         block: BlockConfig = HE,
     ):
         super().__init__()
-        if num_classes < 1:
-            raise ResvaeError(f"num_classes: {num_classes} is not allowed; at least 1")
+        at_least(1, num_classes=num_classes)
         self.arguments = None
         if encoder is None:
             self.arguments = json_arguments(
@@ -49,8 +48,13 @@ class ResNetClassifier(nn.Module):
         self.encoder = encoder or _he_encoder(depth, image_shape, block)
         self.classifier = nn.Linear(self.encoder.channels[-1], num_classes)
 
+    @property
+    def image_shape(self) -> Shape:
+        """``(C, H, W)`` of its images."""
+        return self.encoder.image_shape
+
     def forward(self, x: Tensor) -> Tensor:
-        h = self.encoder(2 * to_unit(x, self.encoder.image_shape) - 1)
+        h = self.encoder(2 * to_unit(x, self.image_shape) - 1)
         return self.classifier(h.mean((2, 3)))
 
 

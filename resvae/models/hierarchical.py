@@ -10,7 +10,7 @@ from torch.distributions import Distribution, Normal, constraints
 from torch.distributions.kl import kl_divergence
 from torch.types import _size
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.models.base import ImageVAE, Shape, json_arguments, level_temperatures
 from resvae.models.images import to_unit
 from resvae.models.levels import Choose, Level, Visit, given, log_prob, posterior_sample
@@ -70,8 +70,7 @@ class HierarchicalVAE(ImageVAE):
     ):
         super().__init__()
         self.arguments: dict[str, Any] = json_arguments(locals())
-        if latent_channels < 1:
-            raise ResvaeError(f"latent_channels: {latent_channels} is not allowed; at least 1")
+        at_least(1, latent_channels=latent_channels)
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         blocks = vae_blocks(depth, len(widths), block.kind)
         placed = latent_levels(levels, len(widths))

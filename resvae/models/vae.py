@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.kl import kl_divergence
 
-from resvae.errors import ResvaeError
+from resvae.errors import at_least
 from resvae.models.base import ImageVAE, Shape, json_arguments, level_temperatures
 from resvae.models.images import to_unit
 from resvae.networks import BlockConfig, ResNetDecoder, ResNetEncoder, vae_blocks
@@ -54,8 +54,7 @@ class VAE(ImageVAE):
     ):
         super().__init__()
         self.arguments = json_arguments(locals())
-        if latent_dim < 1:
-            raise ResvaeError(f"latent_dim: {latent_dim} is not allowed; at least 1")
+        at_least(1, latent_dim=latent_dim)
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         self.latent_dim = latent_dim
         blocks = vae_blocks(depth, len(widths), block.kind)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from resvae.errors import ResvaeError
+from resvae.errors import at_least
 from resvae.networks.blocks import BlockConfig
 from resvae.networks.stages import check_stages, coarsest, final_layers, make_stages
 
@@ -47,9 +47,7 @@ class ResNetDecoder(nn.Module):
         check_stages("decoder", blocks=blocks, widths=widths, strides=strides)
         size = coarsest("decoder", image_shape, math.prod(strides))
         out_channels = image_shape[0] if out_channels is None else out_channels
-        for field, value in (("latent_dim", latent_dim), ("out_channels", out_channels)):
-            if value < 1:
-                raise ResvaeError(f"{field}: {value} is not allowed; at least 1")
+        at_least(1, latent_dim=latent_dim, out_channels=out_channels)
         self.latent_dim = latent_dim
         self.in_shape = (widths[0], *size)
         self.dense = nn.Linear(latent_dim, math.prod(self.in_shape))

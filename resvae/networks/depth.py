@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 
 CONVOLUTIONS = {"bottleneck": 3, "basic": 2}  # on the main path of one block
 OTHER_LAYERS = 4  # of a VAE: the stem, the latent head, the decoder's dense layer, the last convolution
@@ -31,8 +31,7 @@ def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bot
     Raises:
         ResvaeError: no number of blocks gives this depth; the two nearest that work are named.
     """
-    if num_stages < 1:
-        raise ResvaeError(f"num_stages: {num_stages} is not allowed; at least 1")
+    at_least(1, num_stages=num_stages)
     if kind not in CONVOLUTIONS:
         raise ResvaeError(f"kind: {kind!r} is not allowed; one of {', '.join(CONVOLUTIONS)}")
     if not isinstance(depth, int):
@@ -68,8 +67,7 @@ def latent_levels(levels: int | Sequence[int], num_stages: int = 4) -> tuple[int
         ResvaeError: no level at all, or not one number a stage.
     """
     if isinstance(levels, int):
-        if levels < 1:
-            raise ResvaeError(f"levels: {levels} is not allowed; at least 1")
+        at_least(1, levels=levels)
         each, rest = divmod(levels, num_stages)
         if not each:
             return (1,) * rest + (0,) * (num_stages - rest)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.networks.blocks import BlockConfig
 from resvae.networks.stages import check_stages, coarsest, final_layers, make_stages
 
@@ -56,8 +56,7 @@ class ResNetEncoder(nn.Module):
         check_stages("encoder", blocks=blocks, widths=widths, strides=strides)
         if stem not in STEM_STRIDE:
             raise ResvaeError(f"stem: {stem!r} is not allowed; one of {', '.join(STEM_STRIDE)}")
-        if stem_width is not None and stem_width < 1:
-            raise ResvaeError(f"stem_width: {stem_width} is not allowed; at least 1")
+        at_least(1, stem_width=stem_width)
         size = coarsest("encoder", image_shape, STEM_STRIDE[stem] * math.prod(strides))
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         self.channels = tuple(widths)

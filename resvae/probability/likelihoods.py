@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributions, nn
 from torch.distributions import Distribution, Independent
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture
 
 LIKELIHOODS = (
@@ -35,7 +35,8 @@ class Bernoulli(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.num_features = _positive(channels, "channels")
+        at_least(1, channels=channels)
+        self.num_features = channels
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
         """Features are the logits."""
@@ -70,7 +71,8 @@ class Gaussian(nn.Module):
         elif not 0 < variance < math.inf:
             raise ResvaeError(f"variance: {variance} is not allowed; more than 0")
         self.learned, self.optimal = variance == "learned", variance == "optimal"
-        self.num_features = _positive(channels, "channels") * (2 if self.learned else 1)
+        at_least(1, channels=channels)
+        self.num_features = channels * (2 if self.learned else 1)
         if not isinstance(variance, str) or self.optimal:
             self.register_buffer("variance", torch.tensor(1.0 if isinstance(variance, str) else float(variance)))
         if self.optimal:
@@ -112,7 +114,8 @@ class Logistic(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.num_features = 2 * _positive(channels, "channels")
+        at_least(1, channels=channels)
+        self.num_features = 2 * channels
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
         """Features are the centre on [-1, 1] and the log-scale, less 1.5: a spread like that of images at 0."""
@@ -140,9 +143,10 @@ class LogisticMixture(nn.Module):
 
     def __init__(self, channels: int, num_mixtures: int = 10):
         super().__init__()
-        k = _positive(num_mixtures, "num_mixtures")
+        at_least(1, channels=channels, num_mixtures=num_mixtures)
+        k = num_mixtures
         pairs = channels * (channels - 1) // 2
-        self.sizes = (k, k * _positive(channels, "channels"), k * channels, k * pairs)
+        self.sizes = (k, k * channels, k * channels, k * pairs)
         self.num_features = sum(self.sizes)
         spread = torch.linspace(-1, 1, k) if k > 1 else torch.zeros(1)
         self.register_buffer("spread", spread[:, None, None, None], persistent=False)
@@ -188,12 +192,6 @@ def make_likelihood(name: str, channels: int) -> Likelihood:
         case "gaussian_fixed":
             return Gaussian(channels, 1.0)
     raise ResvaeError(f"likelihood: {name!r} is not allowed; {', '.join(LIKELIHOODS)}")
-
-
-def _positive(value: int, name: str) -> int:
-    if value < 1:
-        raise ResvaeError(f"{name}: {value} is not allowed; at least 1")
-    return value
 
 
 def _checked(features: Tensor, num_features: int) -> Tensor:

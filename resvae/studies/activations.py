@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,8 @@ def activations(
     model: str,
     image: int = 0,
     seed: int = 0,
-    data: str | None = None,
-    path: str | None = None,
-    root: str = "data",
-    split: Literal["train", "val", "test"] = "test",
     out: str = "runs/study_activations",
+    **images: Any,
 ) -> None:
     """Draw what one image becomes at each block: x, what the branch adds, the sum, the activation; and the filters.
 
@@ -52,15 +49,11 @@ def activations(
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
         image: which of the split, from 0 on.
         seed: of the noise in a VAE's posterior.
-        data: the data set; a run's own unless told.
-        path: of the folder or .npz, for the data sets of those names.
-        root: where data sets are.
-        split: train, val or test.
         out: the study's folder.
     """
-    found = subject(model, max(image, 0) + 1, data, path, root, split)
+    found = subject(model, max(image, 0) + 1, **images)
     if not 0 <= image < len(found.x):
-        raise ResvaeError(f"image: {image} is not allowed; 0 or more, less than the number of {split} images")
+        raise ResvaeError(f"image: {image} is not allowed; 0 or more, less than the number of images")
     record = Record(out, found.settings | {"image": image, "seed": seed})
     torch.manual_seed(seed)
     each, picture = passages(found.model, found.x[image:]), found.x[image:].cpu() / 255

@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from resvae.models import ImageVAE
 from resvae.networks.blocks import ResidualBlock
 from resvae.networks.units import units
 from resvae.storage import build, describe
-from resvae.studies.record import Record, Row, Subject, subject
+from resvae.studies.record import Record, Row, Subject, subjects
 
 WHEN = ("start", "trained")
 NOTES = (
@@ -31,11 +31,8 @@ def gradients(
     models: str | list[str],
     num: int = 256,
     seed: int = 0,
-    data: str | None = None,
-    path: str | None = None,
-    root: str = "data",
-    split: Literal["train", "val", "test"] = "test",
     out: str = "runs/study_gradients",
+    **images: Any,
 ) -> None:
     """Measure the loss's gradient at every block, at the start and after training, in one model or in several.
 
@@ -43,17 +40,12 @@ def gradients(
         models: runs' folders, .ckpt files, saved folders or shipped names, with commas between: runs/a,runs/b.
         num: how many images, the first.
         seed: of the new weights, and of the noise in a VAE's posterior.
-        data: the data set; a run's own unless told.
-        path: of the folder or .npz, for the data sets of those names.
-        root: where data sets are.
-        split: train, val or test.
         out: the study's folder.
     """
-    names = models.split(",") if isinstance(models, str) else models
-    subjects = [subject(name, num, data, path, root, split) for name in dict.fromkeys(names)]
-    record = Record(out, {"seed": seed} | {one.source: one.settings for one in subjects})
+    studied = subjects(models, num, **images)
+    record = Record(out, {"seed": seed} | {one.source: one.settings for one in studied})
     rows, notes, measured = list[Row](), [NOTES.format(seed)], dict[str, Tensor]()
-    for one in subjects:
+    for one in studied:
         kept = [record.measure(f"{one.source} {when}", partial(_measure, one, when, seed)) for when in WHEN]
         measured[one.source] = torch.tensor(kept)
         for i, (unit, *both) in enumerate(zip(units(one.model), *kept, strict=True), 1):

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.storage import write_atomically
 from resvae.studies.remote import Cluster, train_remotely
 from resvae.studies.runs import Run, train_here
@@ -44,8 +44,7 @@ class Launch:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise ResvaeError(f"jobs: {self.jobs} is not allowed; at least 1")
+        at_least(1, jobs=self.jobs)
         there = json.loads(self._kept.read_text()) if self._kept.is_file() else {}
         other = [name for name, value in self.common.items() if there.get(name) != value]
         if other and any(self.folder.glob("*/checkpoints/*.ckpt")):

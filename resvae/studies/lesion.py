@@ -1,24 +1,24 @@
 """``resvae study lesion``: blocks deleted and exchanged in a trained network, levels of latents from their prior."""
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import combinations, groupby, product
 from random import Random
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.isolation import isolated
 from resvae.models import HierarchicalVAE, ResNetClassifier
 from resvae.networks.units import Forward, Unit, replaced, units
+from resvae.progress import progress
 from resvae.storage import load
-from resvae.studies.record import Record, Row, fingerprint, shape_of, subject
+from resvae.studies.record import Record, Row, fingerprint, subject
 
 BATCH, MOST = 250, 20  # images at once; blocks deleted or pairs exchanged
 REPORTED = "Reported (Veit 2016: pre-activation R110, 54 blocks, CIFAR-10):"
@@ -124,11 +124,8 @@ def lesion(
     num: int = 2000,
     draws: int = 10,
     seed: int = 0,
-    data: str | None = None,
-    path: str | None = None,
-    root: str = "data",
-    split: Literal["train", "val", "test"] = "test",
     out: str = "runs/study_lesion",
+    **images: Any,
 ) -> None:
     """Delete and exchange blocks of a trained classifier or VAE, and let levels of latents draw from their prior.
 
@@ -138,19 +135,12 @@ def lesion(
         num: how many images, the first.
         draws: of k blocks, and of k pairs.
         seed: of the draws and of the posterior noise, which is the same for all figures.
-        data: the data set; a run's own unless told.
-        path: of the folder or .npz, for the data sets of those names.
-        root: where data sets are.
-        split: train, val or test.
         out: the folder of tables and plot; a study that was stopped goes on there, and takes more draws or a twin.
     """
-    from rich.progress import track
-
-    if draws < 1:
-        raise ResvaeError(f"draws: {draws} is not allowed; at least 1")
-    main = subject(model, num, data, path, root, split)
+    at_least(1, draws=draws)
+    main = subject(model, num, **images)
     models: dict[str, Any] = {"": main.model} | ({"twin ": load(twin).to(main.x.device)} if twin else {})
-    kinds = [(f"a {type(m).__name__} of {len(units(m))} blocks", shape_of(m), chance(m)) for m in models.values()]
+    kinds = [(f"a {type(m).__name__} of {len(units(m))} blocks", m.image_shape, chance(m)) for m in models.values()]
     places = [([(u.name, u.changes) for u in units(m)], getattr(m, "stochastic", ())) for m in models.values()]
     if (kinds[0], places[0]) != (kinds[-1], places[-1]):
         raise ResvaeError(f"twin: {kinds[-1][0]} is not allowed; {kinds[0][0]} in the same places, and alike otherwise")
@@ -173,7 +163,7 @@ def lesion(
 
     planned = [(part, *one) for part in blocks for one in lesions(blocks[part], draws, f"{seed} {part}")]
     tables: dict[str, list[Row]] = {"blocks": [], "deleted": [], "exchanged": []}
-    for part, name, k, orders in track(planned, "lesions", transient=True, disable=not sys.stderr.isatty()):
+    for part, name, k, orders in progress(planned, "lesions"):
         row: Row = {"part": part, f"{'blocks' if name == 'deleted' else 'pairs'} {name}": k, "networks": len(orders)}
         row |= {"Kendall's tau": fmean(map(tau, orders))} if name == "exchanged" else {}
         tables[name].append(row | cells(part, orders))

@@ -1,24 +1,24 @@
 """``resvae study paths``: how many paths of each length a network has, and which of them carry the gradient."""
 
 import math
-import sys
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.isolation import isolated
 from resvae.models import ImageVAE
 from resvae.models.images import to_unit
 from resvae.networks import ResidualBlock
 from resvae.networks.units import Unit, replaced, summed
-from resvae.studies.record import Record, shape_of, subject
+from resvae.progress import progress
+from resvae.studies.record import Record, subject
 
 BATCH = 16  # images that share their paths: the more paths, the less a few of them decide
 
@@ -56,7 +56,7 @@ def path_gradients(model: Any, x: Tensor, y: Tensor) -> Callable[[Collection[int
     Returns:
         From the numbers of some units to the gradient ``[B, C, H, W]`` by their branches and all others' shortcuts.
     """
-    image = end = to_unit(x, shape_of(model)).clone().requires_grad_()
+    image = end = to_unit(x, model.image_shape).clone().requires_grad_()
     crossed: list[tuple[Tensor, Tensor, Tensor]] = []  # a unit's input, its output by shortcut and by branch
 
     def split(block: ResidualBlock, x: Tensor) -> Tensor:
@@ -124,11 +124,8 @@ def paths(
     num: int = 128,
     draws: int = 16,
     seed: int = 0,
-    data: str | None = None,
-    path: str | None = None,
-    root: str = "data",
-    split: Literal["train", "val", "test"] = "test",
     out: str = "runs/study_paths",
+    **images: Any,
 ) -> None:
     """Count a network's paths by length, and measure the gradient at the image along random paths of each length.
 
@@ -137,17 +134,10 @@ def paths(
         num: images, the first of the split.
         draws: random paths a length, for each 16 images.
         seed: of the paths, and of a VAE's latents.
-        data: the data set; a run's own unless told.
-        path: of the folder or .npz, for the data sets of those names.
-        root: where data sets are.
-        split: train, val or test.
         out: the study's folder; a study that was stopped goes on there.
     """
-    from rich.progress import track
-
-    if draws < 1:
-        raise ResvaeError(f"draws: {draws} is not allowed; at least 1")
-    seen = subject(model, num, data, path, root, split)
+    at_least(1, draws=draws)
+    seen = subject(model, num, **images)
     n = len(summed(seen.model, "encoder"))
     record = Record(out, seen.settings | {"draws": draws, "seed": seed})
 
@@ -155,7 +145,7 @@ def paths(
         norms = gradient_norms(seen.model, seen.x, seen.y, k, draws, seed).numpy()
         return [norms.mean(), *np.quantile(norms, [0.1, 0.9])]
 
-    lengths = track(range(n + 1), "paths", transient=True, disable=not sys.stderr.isatty())
+    lengths = progress(range(n + 1), "paths")
     measured = [record.measure(str(k), partial(spread, k)) for k in lengths]
     counts, fit = num_paths(n), decay([mean for mean, _, _ in measured])
     carried = [count * mean for count, (mean, _, _) in zip(counts, measured, strict=True)]

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resvae.errors import ResvaeError
+from resvae.data import Split
+from resvae.errors import ResvaeError, at_least
 from resvae.evaluation import commit, hardware
 from resvae.storage import load, write_atomically
 from resvae.studies.table import Cell, write_table
@@ -38,32 +39,37 @@ class Subject:
     settings: dict[str, Any]
 
 
-def subject(
-    source: str, num: int, data: str | None = None, path: str | None = None, root: str = "data", split: Any = "test"
-) -> Subject:
-    """Load a model, and the first ``num`` images of a split of the data that it was trained on (or of ``data``)."""
+def subject(source: str, num: int, split: Split = "test", **images: Any) -> Subject:
+    """Load a model, and the first ``num`` images of a split of the data that it was trained on, or of others.
+
+    Args:
+        source: what ``load`` takes.
+        num: how many images.
+        split: train, val or test.
+        **images: as ``data_of`` has them: ``data``, ``path``, ``root``.
+    """
     from resvae.training.run import data_of
 
-    if num < 1:
-        raise ResvaeError(f"num: {num} is not allowed; at least 1")
+    at_least(1, num=num)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load(source).to(device)
-    images = data_of(source, data, path, root, shape_of(model))
-    x, y = images.images(split)[:num], images.labels(split)[:num]
+    found = data_of(source, image_shape=model.image_shape, **images)
+    x, y = found.images(split)[:num], found.labels(split)[:num]
     weights = fingerprint(model)
     return Subject(
         source,
         model,
         x.to(device),
         y.to(device),
-        f"{type(model).__name__} {source} (weights {weights}), the first {len(x):,} {split} images of {images.name}.",
-        {"model": source, "weights": weights, "data": images.name, "split": split, "num": len(x)},
+        f"{type(model).__name__} {source} (weights {weights}), the first {len(x):,} {split} images of {found.name}.",
+        {"model": source, "weights": weights, "data": found.name, "split": split, "num": len(x)},
     )
 
 
-def shape_of(model: Any) -> tuple[int, int, int]:
-    """``(C, H, W)`` that a model or a classifier takes."""
-    return model.image_shape if hasattr(model, "image_shape") else model.encoder.image_shape
+def subjects(models: str | list[str], num: int, **images: Any) -> list[Subject]:
+    """``subject`` of each model; of a text, of the names with commas between."""
+    names = models.split(",") if isinstance(models, str) else models
+    return [subject(name, num, **images) for name in dict.fromkeys(names)]
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.studies.runs import Run
 
 
@@ -25,8 +25,8 @@ class Cluster:
     gpus: float = 0
 
     def __post_init__(self) -> None:
-        if self.cpus < 1 or self.gpus < 0:
-            raise ResvaeError(f"ray: --cpus {self.cpus} --gpus {self.gpus:g} is not allowed; at least 1 and 0")
+        at_least(1, cpus=self.cpus)
+        at_least(0, gpus=self.gpus)
         if find_spec("ray") is None:
             raise ResvaeError("ray: it needs the extra resvae[ray]")
 

@@ -4,14 +4,14 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resvae.models import ImageVAE
 from resvae.models.levels import Level
-from resvae.studies.record import Record, Row, subject
+from resvae.studies.record import Record, Row, subjects
 
 NOTES = (
     "std: over images, places and channels, of what a convolution on the main path gives, after the normalisation that "
@@ -25,11 +25,8 @@ def responses(
     models: str | list[str],
     num: int = 1000,
     seed: int = 0,
-    data: str | None = None,
-    path: str | None = None,
-    root: str = "data",
-    split: Literal["train", "val", "test"] = "test",
     out: str = "runs/study_responses",
+    **images: Any,
 ) -> None:
     """Measure the standard deviation of every layer's output, in one model or in several side by side.
 
@@ -37,17 +34,12 @@ def responses(
         models: runs' folders, .ckpt files, saved folders or shipped names, with commas between: runs/a,runs/b.
         num: how many images, the first.
         seed: of the noise in a VAE's posterior.
-        data: the data set; a run's own unless told.
-        path: of the folder or .npz, for the data sets of those names.
-        root: where data sets are.
-        split: train, val or test.
         out: the study's folder.
     """
-    names = models.split(",") if isinstance(models, str) else models
-    subjects = [subject(name, num, data, path, root, split) for name in dict.fromkeys(names)]
-    record = Record(out, {"seed": seed} | {one.source: one.settings for one in subjects})
+    studied = subjects(models, num, **images)
+    record = Record(out, {"seed": seed} | {one.source: one.settings for one in studied})
     rows, stds, notes = list[Row](), dict[str, list[float]](), [NOTES.format(seed)]
-    for one in subjects:
+    for one in studied:
         torch.manual_seed(seed)
         stds[one.source] = found = record.measure(one.source, lambda one=one: deviations(one.model, one.x).tolist())
         for i, ((layer, _), std) in enumerate(zip(main_path(one.model), found, strict=True), 1):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.studies.launch import Launch, Parser, listed
 from resvae.studies.matching import matched_widths
 from resvae.studies.results import AXES, Point, table
@@ -43,8 +43,7 @@ class Match:
                 raise ResvaeError(f"match: {kind} needs --{option}")
             if number is not None and kind not in self.kinds:
                 raise ResvaeError(f"{option}: {number} is not allowed without --match {kind}")
-            if number is not None and number < 1:
-                raise ResvaeError(f"{option}: {number} is not allowed; at least 1")
+            at_least(1, **{option: number})
 
     def limits(self) -> tuple[str, ...]:
         """Where ``resvae fit`` ends, whatever the configuration says of it."""

@@ -12,7 +12,7 @@ from typing import Any
 from resvae.models import ResNetClassifier
 from resvae.storage import load
 from resvae.studies.launch import Launch, Parser, listed
-from resvae.studies.record import Record, Row, fingerprint, shape_of
+from resvae.studies.record import Record, Row, fingerprint
 from resvae.studies.results import over_seeds
 from resvae.studies.runs import Run
 
@@ -75,7 +75,7 @@ def result(run: Path, variant: str, depth: int, seed: int) -> Result:
     from resvae.training.run import data_of
 
     model = load(run / "checkpoints/last.ckpt")
-    data = data_of(str(run), None, None, "data", shape_of(model))
+    data = data_of(str(run), image_shape=model.image_shape)
     module = LitClassifier(model) if isinstance(model, ResNetClassifier) else LitVAE(model)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)

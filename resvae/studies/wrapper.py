@@ -1,7 +1,6 @@
 """``resvae study wrapper``: ``Residual`` around convolutions and around recurrent layers, beside the same without."""
 
 import statistics
-import sys
 import time
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -12,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resvae.data import ImageDataModule, Images
-from resvae.errors import ResvaeError
+from resvae.errors import at_least
 from resvae.networks.residual import MergeName, Residual, make_merge
+from resvae.progress import progress
 from resvae.studies.record import Record, Row
 
 BATCH, LEARNING_RATE = 64, 3e-3
@@ -92,18 +92,14 @@ def wrapper(
         epochs: of each training.
         out: the folder of table and plot; a study that was stopped goes on there, and takes more merges or seeds.
     """
-    from rich.progress import track
-
-    for field, value in (("merges", len(merges)), ("seeds", seeds), ("epochs", epochs)):
-        if value < 1:
-            raise ResvaeError(f"{field}: {value} is not allowed; at least 1")
+    at_least(1, merges=len(merges), seeds=seeds, epochs=epochs)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     digits = ImageDataModule("digits", protocol="test_as_validation")
     data, test = (Images((digits.images(s) / 255).to(device), digits.labels(s).to(device)) for s in ("train", "test"))
     record = Record(out, {"epochs": epochs})
     found: dict[str, dict[str, list[Training]]] = {name: {merge: [] for merge in merges} for name in EXAMPLES}
     planned = list(product(EXAMPLES, dict.fromkeys(merges), range(seeds)))
-    for example, merge, seed in track(planned, "training", transient=True, disable=not sys.stderr.isatty()):
+    for example, merge, seed in progress(planned, "training"):
         torch.manual_seed(seed)
         model = EXAMPLES[example](merge).to(device)
         figures = record.measure(f"{example} {merge} {seed}", lambda: asdict(train(model, data, test, epochs)))  # noqa: B023

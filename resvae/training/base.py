@@ -62,7 +62,7 @@ class LitModel(pl.LightningModule, ABC):
         self.precision = precision
         self.clip_norm = clip_norm
         self.guard = GradientGuard()
-        self._compile = compile
+        self.compiles = compile
         self._compiled: Callable[[Tensor], Any] | None = None
         self._rng: dict[str, Any] | None = None
 
@@ -93,7 +93,7 @@ class LitModel(pl.LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Compile when asked: late, so that copies made before (the average's) copy no compiled graph."""
-        self._compiled = torch.compile(self.objective) if self._compile else None
+        self._compiled = torch.compile(self.objective) if self.compiles else None
 
     def compute(self, split: str, batch: Any) -> Any:
         """``objective`` of a batch: compiled in training, in bf16 but for the test, each where it is asked for."""

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.grids import beside, image_grid, save_grid
 from resvae.evaluation.isolation import isolated
 from resvae.models.images import to_unit
@@ -111,8 +111,7 @@ class ImageGrids(Callback):
     def __init__(self, every_n_epochs: int = 5, num: int = 64):
         if every_n_epochs < 0:
             raise ResvaeError(f"images.every_n_epochs: {every_n_epochs} is not allowed; 0 (never) or more")
-        if num < 1:
-            raise ResvaeError(f"images.num: {num} is not allowed; at least 1")
+        at_least(1, **{"images.num": num})
         self.every_n_epochs = every_n_epochs
         self.num = num
         self.latest: list[Path] = []

@@ -17,13 +17,14 @@ from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from resvae.data import ImageDataModule
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.storage import SHIPPED, best_checkpoint, read_checkpoint
 from resvae.training.callbacks import ImageGrids
 from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint, StepCheckpoint
 from resvae.training.classifier import LitClassifier
 from resvae.training.loggers import Tracker, drop_rows_after, make_loggers
 from resvae.training.module import LitVAE
+from resvae.training.subsets import UnitSubset
 from resvae.training.summary import Summary
 
 # What Lightning says of every run, and what no user of ours can act on.
@@ -90,8 +91,8 @@ class RunCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with the run's loggers, checkpoints and progress."""
         config, fitting = self.config[self.config.subcommand], self.config.subcommand == "fit"
-        if fitting and config.save_every_n_steps < 1:
-            raise ResvaeError(f"save_every_n_steps: {config.save_every_n_steps} is not allowed; at least 1")
+        if fitting:
+            at_least(1, save_every_n_steps=config.save_every_n_steps)
         kwargs |= {
             "plugins": [AtomicCheckpointIO()],
             "enable_checkpointing": False,  # Lightning's own; the run's are added below
@@ -121,6 +122,9 @@ class RunCLI(LightningCLI):
         timed = self.config.fit.trainer.max_time is not None
         if not timed and self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             model.schedule.at(math.inf)
+        for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, UnitSubset):
+                callback.drawn(model, 0)
         if self.resumed is not None:
             model.refuse_other(self.resumed)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ class UnitSubset(Callback, ABC):
 
     def drawn(self, module: nn.Module, step: int) -> list[tuple[Unit, float]]:
         """The units and their factors in an update; ``ResvaeError`` where not all merge by sum, or all are compiled."""
-        if getattr(module, "_compile", False):
+        if getattr(module, "compiles", False):
             raise ResvaeError("model.compile: True is not allowed with subsets of units; each draw is another graph")
         units = summed(module)
         return list(zip(units, self.draw(np.random.default_rng((self.seed, step)), len(units)), strict=True))

@@ -74,7 +74,7 @@ def test_the_study_draws_a_picture_a_block(model: nn.Module, tmp_path: Path, cap
     assert all(float(row["std of F(x)"]) > 0 and float(row["ratio"]) > 0 for row in rows)
     if isinstance(model, ResNetClassifier):
         assert [row["std of F(x)"] for row in rows] == [row["std of sum"] for row in rows]
-    found = subject(str(tmp_path / "model"), 3, "digits")
+    found = subject(str(tmp_path / "model"), 3, data="digits")
     first = passages(found.model, found.x[2:])[0]
     assert rows[0]["shape"] == "x".join(map(str, first.x.shape)) + " to " + "x".join(map(str, first.merged.shape))
     assert float(rows[0]["std of x"]) == pytest.approx(first.x.std().item())
@@ -84,6 +84,6 @@ def test_the_study_draws_a_picture_a_block(model: nn.Module, tmp_path: Path, cap
 @pytest.mark.parametrize("image", [-1, 10_000])
 def test_an_image_that_is_not_there_is_refused(image: int, tmp_path: Path):
     save(ResNetClassifier(depth=8, image_shape=(1, 8, 8)), tmp_path / "model")
-    with pytest.raises(ResvaeError, match=f"image: {image} is not allowed; 0 or more, less than the number of test"):
+    with pytest.raises(ResvaeError, match=f"image: {image} is not allowed; 0 or more, less than the number of images"):
         activations(str(tmp_path / "model"), image, data="digits", out=str(tmp_path / "study"))
     assert not (tmp_path / "study").exists()

@@ -93,7 +93,7 @@ def test_the_study_compares_the_start_and_the_end_of_several_models(tmp_path: Pa
     assert [row["connection, trained"] == "one route" for row in rows] == [False] * 3 + [True] * 3
     assert all(float(row["branch, start"]) == 1 for row in rows[3:])
     assert all(float(row["error"]) < 1e-5 for row in rows)
-    one = study.subject(models[0], 40, "digits")
+    one = study.subjects(models[:1], 40, data="digits")[0]
     torch.manual_seed(3)
     for when, model in (("start", build(describe(one.model))), ("trained", one.model)):
         norms = at_blocks(model.train(), one.x, one.y)[:, 0]

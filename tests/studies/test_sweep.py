@@ -311,7 +311,7 @@ BAD = {
     "no jobs": (["--jobs", "0"], ["jobs: 0 is not allowed"]),
     "jobs that are no number": (["--jobs", "many"], ["--jobs", "many"]),
     "seeds that are tuples": (["--seeds", "1-2"], ["seeds: '1-2' is not allowed"]),
-    "no cores": (["--ray", "local", "--cpus", "0"], ["--cpus 0"]),
+    "no cores": (["--ray", "local", "--cpus", "0"], ["cpus: 0 is not allowed"]),
 }
 
 

@@ -178,6 +178,12 @@ def test_what_does_not_fit_is_refused(lit, subset, told):
         subset.drawn(lit, 0)
 
 
+def test_what_does_not_fit_leaves_no_folder_behind(tmp_path, capsys):
+    assert main(command(tmp_path, "RandomSubset", "num: 70")) == 2
+    assert "num: 70 is not allowed" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("last", [0.0, 1.1, float("nan")])
 def test_a_survival_that_is_none_is_refused(last):
     with pytest.raises(ResvaeError, match=r"last: .* is not allowed; more than 0, at most 1"):
