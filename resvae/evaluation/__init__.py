@@ -1,5 +1,6 @@
 """Measuring models and drawing what they make."""
 
+from resvae.evaluation.classification import Classification, classify
 from resvae.evaluation.distances import Distances, distances, feature_network, generate
 from resvae.evaluation.full import full_report
 from resvae.evaluation.grids import beside, image_grid, save_grid
@@ -12,11 +13,13 @@ from resvae.evaluation.report import Report, evaluate
 
 __all__ = [
     "ActiveUnits",
+    "Classification",
     "Distances",
     "Neighbours",
     "Probe",
     "Report",
     "beside",
+    "classify",
     "commit",
     "distances",
     "evaluate",

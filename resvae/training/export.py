@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from resvae.errors import ResvaeError
-from resvae.evaluation import full_report
+from resvae.evaluation import classify, full_report
 from resvae.evaluation.grids import writable
-from resvae.storage import WEIGHTS, load_vae, save, write_atomically
+from resvae.models import ResNetClassifier
+from resvae.storage import WEIGHTS, load, save, write_atomically
 from resvae.training.run import data_of
 from resvae.training.summary import read_summary
 
@@ -21,8 +22,7 @@ CARD = """\
 {summary[hardware]} (torch {summary[torch]}{commit}). Weights: {dtype}, {megabytes:.1f} MB. \
 Configuration: `config.yaml`.
 
-    resvae sample {report.source} --num 64
-    resvae evaluate {report.source} --num_samples {report.num_samples} --iw_images {report.iw_images}
+{uses}
 
 {table}
 
@@ -30,35 +30,47 @@ Configuration: `config.yaml`.
 """
 
 
+VAE_USES = """\
+    resvae sample {0.source} --num 64
+    resvae evaluate {0.source} --num_samples {0.num_samples} --iw_images {0.iw_images}"""
+CLASSIFIER_USES = "    resvae evaluate MODEL --features {0.source}"
+
+
 def export(
     run: str, out: str, half: bool = False, num_samples: int = 1, iw_images: int | None = None, **images: Any
 ) -> None:
     """Write a run's best model as a folder to give away: weights, configuration, scores on the test images, a card.
 
-    The scores are those of the weights as they are written.
+    The model is a VAE or a classifier; the scores are those of the weights as they are written.
 
     Args:
         run: its folder.
         out: the new folder; its name is the model's.
         half: keep the weights in float16; they are loaded as float32 all the same.
-        num_samples: the largest k of the importance-weighted bound.
+        num_samples: the largest k of a VAE's importance-weighted bound.
         iw_images: how many test images that bound is taken of; all unless told.
 
     Raises:
-        ResvaeError: not a run's folder; a model that is no VAE; the folder is there already, or cannot be written.
+        ResvaeError: not a run's folder; the folder is there already, or cannot be written.
     """
     source, folder = Path(run), writable(out)
     if not (source / "config.yaml").is_file() or not (summary := read_summary(source)):
         raise ResvaeError(f"model: {run} is not the folder of a run that has ended an epoch")
     if folder.exists():
         raise ResvaeError(f"out: {out} is there already; choose another")
-    vae = load_vae(run)
-    data = data_of(run, image_shape=vae.image_shape, **images)
+    model = load(run)
+    data = data_of(run, image_shape=model.image_shape, **images)
     dtype = torch.float16 if half else torch.float32
-    vae = load_vae(save(vae, folder, dtype))
-    report, _ = full_report(vae, data, source=folder.name, num_samples=num_samples, iw_images=iw_images)
+    model = load(save(model, folder, dtype)).to("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(model, ResNetClassifier):
+        told = {"source": folder.name, "data": data.name, "split": "test"}
+        report, uses = classify(model, data.images("test"), data.labels("test"), **told), CLASSIFIER_USES
+    else:
+        report, _ = full_report(model, data, source=folder.name, num_samples=num_samples, iw_images=iw_images)
+        uses = VAE_USES
     card = CARD.format(
         report=report,
+        uses=uses.format(report),
         summary=summary,
         commit=f", commit {summary['commit']}" if summary["commit"] else "",
         dtype=str(dtype).removeprefix("torch."),

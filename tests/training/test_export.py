@@ -7,7 +7,7 @@ import torch
 
 from resvae import load
 from resvae.cli import main
-from resvae.evaluation import evaluate
+from resvae.evaluation import classify, evaluate
 from resvae.storage import WEIGHTS
 from resvae.training.run import data_of
 
@@ -28,6 +28,16 @@ FIT = [
 ]
 
 
+CLASSIFIER = """\
+name: small
+data: {name: digits, validation: 100}
+model:
+  classifier: {depth: 8, image_shape: [1, 8, 8]}
+  ema_decay: 0
+trainer: {max_epochs: 2}
+"""
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
@@ -45,7 +55,7 @@ def exported(run):
 def test_the_scores_are_those_of_the_weights_on_disk(exported):
     report = json.loads((exported / "report.json").read_text())
     vae = load(exported)
-    images = data_of(str(exported), None, None, "data", vae.image_shape).images("test")
+    images = data_of(str(exported), image_shape=vae.image_shape).images("test")
     again = evaluate(vae, images.split(250), num_samples=2)
     assert again.elbo == pytest.approx(report["elbo"], rel=1e-6)
     assert report["images"] == len(images)
@@ -74,6 +84,21 @@ def test_an_exported_model_knows_its_data(exported, capsys):
     out = exported.parent / "r.png"
     assert main(["reconstruct", str(exported), "--num", "4", "--out", str(out)]) == 0
     assert out.is_file()
+
+
+def test_a_classifier_is_given_away_as_the_feature_network_that_it_can_be(tmp_path, run):
+    (tmp_path / "config.yaml").write_text(CLASSIFIER)
+    fit = ["fit", f"--config={tmp_path / 'config.yaml'}", f"--runs={tmp_path}", "--trainer.enable_progress_bar=false"]
+    assert main(fit) == 0
+    out = tmp_path / "judge"
+    assert main(["export", str(tmp_path / "small"), str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    data = data_of(str(out))
+    assert report["error"] == classify(load(out), data.images("test"), data.labels("test")).error
+    assert report["error"] < 0.8
+    assert "resvae evaluate MODEL --features judge" in (out / "README.md").read_text()
+    assert main(["evaluate", str(run), "--num=20", f"--features={out}", f"--out={tmp_path / 'report.json'}"]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["distances"]["fid"] > 0
 
 
 @pytest.mark.parametrize(
