@@ -13,11 +13,16 @@ PLAIN = {20: "8.7 to 9.6", 56: "12.3 to 14.2", 110: "over 60"}  # repeats by oth
 
 
 def kinds(depth: int) -> list[Variant]:
-    """Plain, residual (He 2015), highway (Srivastava 2015) with gates that start as their depth wants it."""
+    """Plain, residual (He 2015), highway (Srivastava 2015) with gates that start as their depth wants it.
+
+    A highway's branch starts whole whatever the configuration says: from 0, behind a gate nearly shut, it hardly moves.
+    """
     return [
         Variant("plain", {"merge": "none"}, {REPORTED: PLAIN.get(depth)}),
         Variant("residual", {"merge": "sum"}, {REPORTED: RESIDUAL.get(depth)}),
-        Variant("highway", {"merge": "highway", "gate_bias": gate_bias(depth)}, {REPORTED: None}),
+        Variant(
+            "highway", {"merge": "highway", "gate_bias": gate_bias(depth), "residual_scale": 1.0}, {REPORTED: None}
+        ),
     ]
 
 
