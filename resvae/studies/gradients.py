@@ -122,13 +122,14 @@ def write_plot(measured: dict[str, Tensor], path: Path) -> None:
     for i, (model, both) in enumerate(measured.items()):
         for when, style, figures in zip(WHEN, ("--", "-"), both, strict=True):
             for axis, values in zip(axes, figures.T.tolist(), strict=False):
-                axis.plot(range(1, len(values) + 1), values, style, marker=".", color=f"C{i}", label=f"{model}, {when}")
-    labels = ("norm of dL/dx, nats / unit of x", "connection / whole", "branch / whole")
+                label = model if when == "trained" else f"_{model}"  # _: not in the legend
+                axis.plot(range(1, len(values) + 1), values, style, marker=".", color=f"C{i}", label=label)
+    labels = ("norm of dL/dx, nats / unit of x\ndashed: at the start", "connection / whole", "branch / whole")
     for axis, ylabel in zip(axes, labels, strict=True):
         axis.set_ylabel(ylabel)
         axis.grid(alpha=0.3)
     axes[0].set_yscale("log")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center")
     axes[1].set_ylim(0)
     axes[2].set(ylim=(0, None), xlabel="block, from the input on")
     figure.savefig(path, dpi=150)

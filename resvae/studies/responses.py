@@ -95,5 +95,5 @@ def write_plot(stds: dict[str, list[float]], path: Path) -> None:
         axis.set(xlabel=xlabel, ylabel="std of the response", yscale="log" if wide else "linear")
         axis.set_ylim(None if wide else 0)
         axis.grid(alpha=0.3, which="both")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center")
     figure.savefig(path, dpi=150)
