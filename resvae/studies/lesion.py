@@ -198,7 +198,8 @@ def _plot(tables: dict[str, list[Any]], titles: list[str], unit: str, level: flo
     for part, (name, column), (n, title) in product(found, PANELS.items(), enumerate(titles)):
         panel, rows, color = axes[part + name], [row for row in tables[name] if row["part"] == part], f"C{n}"
         x, y, spread = ([row.get(key, math.nan) for row in rows] for key in (column, title + unit, f"{title}±"))
-        panel.errorbar(x, y, spread, fmt="o-", ms=4, capsize=3, color=color, label=title.strip() or "model")
+        style = "o" if name == "exchanged" else "o-"
+        panel.errorbar(x, y, spread, fmt=style, ms=4, capsize=3, color=color, label=title.strip() or "model")
         changes = [i for i, row in enumerate(rows) if row.get("shape") == "changes"]
         panel.plot(x, y, "D", color=color, mfc="white", ms=8, markevery=changes, label="_" * n + "changes the shape")
         panel.axhline(tables["deleted"][0][title + unit], color=color, ls="--", lw=1, label="_" * n + "whole network")
