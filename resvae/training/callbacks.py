@@ -1,4 +1,4 @@
-"""What runs beside training: the weights' average, throughput, picture grids."""
+"""What runs beside training: the weights' average, throughput, the last validation, picture grids."""
 
 import time
 from pathlib import Path
@@ -95,6 +95,15 @@ class Throughput(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._earlier = state_dict["seconds"]
+
+
+class FinalValidation(Callback):
+    """A run that ``max_steps`` ends within an epoch ends with a validation; Lightning ends it with none."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Ask for the end ahead of Lightning, which validates then."""
+        if 0 <= trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True
 
 
 class ImageGrids(Callback):

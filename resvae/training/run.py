@@ -19,7 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError, at_least
 from resvae.storage import SHIPPED, best_checkpoint, read_checkpoint
-from resvae.training.callbacks import ImageGrids
+from resvae.training.callbacks import FinalValidation, ImageGrids
 from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint, StepCheckpoint
 from resvae.training.classifier import LitClassifier
 from resvae.training.loggers import Tracker, drop_rows_after, make_loggers
@@ -104,6 +104,7 @@ class RunCLI(LightningCLI):
             common: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False, "save_top_k": 1}
             trainer.callbacks += [  # pyright: ignore[reportAttributeAccessIssue]
                 LearningRateMonitor("epoch"),
+                FinalValidation(),
                 Summary(self.folder),
                 InterruptedCheckpoint(checkpoints, "interrupted"),
                 ModelCheckpoint(filename="best", monitor=stopping.monitor, mode=stopping.mode, **common),

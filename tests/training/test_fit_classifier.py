@@ -71,6 +71,17 @@ def test_a_run_learns_and_holds_what_it_should(folder):
     assert logged >= {"train/error", "train/grad_norm", "train/images_per_second", "seconds", "lr-AdamW"}
 
 
+@pytest.mark.parametrize("steps", [5, 7, 10])
+def test_a_run_that_a_number_of_updates_ends_within_an_epoch_is_validated(tmp_path, capsys, steps):
+    assert main(command(tmp_path, "--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1")) == 0
+    figures = summary(tmp_path)
+    assert (figures["steps"], figures["ended"]) == (steps, f"all {steps} updates done")
+    best = torch.load(tmp_path / "runs/run/checkpoints/best.ckpt", weights_only=True)
+    assert figures["val_loss"] > 0
+    assert best["global_step"] in (steps, 7)
+    assert capsys.readouterr().out.count("epoch ") - 1 == (1 if steps <= 7 else 2)
+
+
 def test_the_best_checkpoint_is_loaded_as_it_was_validated_and_saved(folder, tmp_path):
     classifier = resvae.load(folder / "runs/run")
     assert type(classifier) is resvae.ResNetClassifier
