@@ -130,7 +130,8 @@ def curves(
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    if name == "error":  # the ends are what counts
+    ends = [result.figures[f"{split}/{name}"] for result in results for split in splits]
+    if name == "error" and 5 * min(ends) < max(ends):  # the ends are what counts
         grid[0][0].set(yscale="log", ylim=(None, 100))
         grid[0][0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         grid[0][0].yaxis.set_major_formatter("{x:g}")
