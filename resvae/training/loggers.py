@@ -72,9 +72,17 @@ def make_loggers(folder: Path, tracker: Tracker) -> list[Logger]:
 def _wandb(folder: Path) -> Logger:
     from pytorch_lightning.loggers import WandbLogger
 
+    class RunWandbLogger(WandbLogger):
+        """Ends its run with the training, so that the next one in this process does not write into it."""
+
+        def finalize(self, status: str) -> None:
+            super().finalize(status)
+            if self._experiment is not None:
+                self._experiment.finish()
+
     os.environ.setdefault("WANDB_SILENT", "true")
     offline = "WANDB_MODE" not in os.environ and not _logged_in()
-    return WandbLogger(name=folder.name, save_dir=str(folder), project="resvae", offline=offline)
+    return RunWandbLogger(name=folder.name, save_dir=str(folder), project="resvae", offline=offline)
 
 
 def _logged_in() -> bool:

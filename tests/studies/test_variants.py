@@ -148,10 +148,11 @@ def test_a_vae_is_measured_in_bits(tmp_path, one, in_process):
 def test_seeds_are_one_row_and_published_figures_stand_beside_cifar10(tmp_path, not_run):
     assert main(arguments(tmp_path, "--depths", "20,14", "--seeds", "0,3")) == 0
     assert len(not_run) == 12
-    assert not_run[-1][3:7] == [
+    assert not_run[-1][3:8] == [
         "--model.classifier.init_args.depth=14",
         "--model.classifier.init_args.block.merge=highway",
         "--model.classifier.init_args.block.gate_bias=-1.4",
+        "--model.classifier.init_args.block.residual_scale=1.0",
         "--seed_everything=3",
     ]
     table = rows(tmp_path)

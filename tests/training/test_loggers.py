@@ -71,7 +71,9 @@ def test_wandb_offline_holds_the_scalars_and_the_pictures(tmp_path, monkeypatch)
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    fit(tmp_path / "before", "--tracker", "wandb")  # its W&B run ends with it
     run = fit(tmp_path, "--tracker", "wandb")
+    assert wandb.run is None
     wandb.teardown()  # waits until all is on disk
     (offline,) = (run / "wandb").glob("offline-run-*")
     pictures = {path.name.split("_")[0] for path in (offline / "files/media/images").glob("*.png")}
