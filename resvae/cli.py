@@ -102,7 +102,7 @@ def _call(function: Callable[..., Any], verb: str, arguments: list[str]) -> None
 
 def _study(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, STUDIES), default=0)
+        width = max(map(len, STUDIES))
         print("usage: resvae study NAME [options]\n")
         print("\n".join(f"  {name:{width}}  {what}" for name, what in STUDIES.items()))
         return

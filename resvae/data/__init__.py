@@ -114,6 +114,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of the images."""
         c, h, w = self.images("train").shape[1:]
         return c, h, w
 
@@ -124,14 +125,17 @@ class ImageDataModule(pl.LightningDataModule):
 
     @property
     def num_train(self) -> int:
+        """Number of training images, what validation and ``limit`` leave."""
         return len(self.labels("train"))
 
     @property
     def num_val(self) -> int:
+        """Number of validation images."""
         return len(self.labels("val"))
 
     @property
     def num_test(self) -> int:
+        """Number of test images."""
         return len(self.labels("test"))
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -141,9 +145,11 @@ class ImageDataModule(pl.LightningDataModule):
         return train_loader(dataset, self.batch_size, self.num_workers, self._images_done)
 
     def val_dataloader(self) -> DataLoader[Any]:
+        """The validation images in order, ``eval_batch_size`` a batch."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
+        """The test images in order, ``eval_batch_size`` a batch."""
         return self._evaluation("test")
 
     def _evaluation(self, split: Split) -> DataLoader[Any]:

@@ -93,6 +93,7 @@ class InceptionFeatures(nn.Module):
         self.inception = FrechetInceptionDistance().inception
 
     def forward(self, x: Tensor) -> Tensor:
+        """uint8 ``x [B, 1 or 3, H, W]`` to Inception's pooled features ``[B, 2048]``."""
         return self.inception(x.expand(-1, 3, -1, -1))
 
 

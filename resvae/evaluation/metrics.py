@@ -59,6 +59,7 @@ class ActiveUnits:
 
     @property
     def latents(self) -> int:
+        """Number of latents an image, D."""
         return self._mean.numel()
 
     def variance(self) -> Tensor:
@@ -66,4 +67,5 @@ class ActiveUnits:
         return self._squares / max(self._num - 1, 1)
 
     def count(self) -> int:
+        """How many of the D latents vary by more than .01."""
         return int((self.variance() > THRESHOLD).sum())

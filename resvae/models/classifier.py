@@ -54,6 +54,7 @@ class ResNetClassifier(nn.Module):
         return self.encoder.image_shape
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images ``[B, C, H, W]``, uint8 or float in [0, 1], to logits ``[B, num_classes]``."""
         h = self.encoder(2 * to_unit(x, self.image_shape) - 1)
         return self.classifier(h.mean((2, 3)))
 

@@ -69,16 +69,19 @@ class Level(nn.Module):
 
 
 def posterior_sample(level: int, prior: Normal, posterior: Normal | None) -> Tensor:
+    """A ``Choose``: every level draws from its posterior ``[B, K, h, w]``; there must be one."""
     assert posterior is not None
     return posterior.rsample()
 
 
 def given(latents: Sequence[Tensor]) -> Choose:
+    """A ``Choose``: every level takes the next of ``latents``, each ``[B, K, h, w]``, the coarsest first."""
     remaining = iter(latents)
     return lambda level, prior, posterior: next(remaining)
 
 
 def log_prob(distribution: Normal, z: Tensor) -> Tensor:
+    """log p of ``z [B, K, h, w]``, nats, summed to ``[B]``."""
     return distribution.log_prob(z).flatten(1).sum(1)
 
 

@@ -41,6 +41,7 @@ class ReferenceEncoder(nn.Module):
         self.log_variance = nn.Linear(16 * intermediate_dim, latent_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x [B, 3, 32, 32]`` in [0, 1] to mean and log-variance, each ``[B, latent_dim]``."""
         h = torch.sigmoid(self.norm(self.dense(self.network(x)))).flatten(1)
         return self.mean(h), self.log_variance(h)
 
@@ -62,6 +63,7 @@ class ReferenceDecoder(nn.Module):
         self.out = nn.ConvTranspose2d(channels, 3, 1)
 
     def forward(self, z: Tensor) -> Tensor:
+        """``z [B, latent_dim]`` to ``[B, 3, 32, 32]``, before the sigmoid."""
         h = torch.sigmoid(self.norm(self.dense(z))).unflatten(1, (-1, 4, 4))
         for unit in self.units:
             h = unit(h)

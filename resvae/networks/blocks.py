@@ -146,6 +146,7 @@ class ResidualBlock(nn.Module):
         _initialise(self.shortcut, gain)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``x [B, in_channels, H, W]`` to ``[B, channels, h, w]``: after(merge(shortcut(x'), branch(x'))), x' = before(x)."""
         x = self.before(x)
         return self.after(self.merge(self.shortcut(x), self.branch(x)))
 
@@ -158,6 +159,7 @@ class ZeroPad(nn.Module):
         self.more, self.stride, self.up = channels - in_channels, stride, up
 
     def forward(self, x: Tensor) -> Tensor:
+        """``x [B, C, H, W]``, strided or repeated, with channels of 0 after its own."""
         if self.stride > 1:
             x = F.interpolate(x, scale_factor=self.stride) if self.up else x[..., :: self.stride, :: self.stride]
         if self.more < 0:  # a narrowing decoder keeps the first channels

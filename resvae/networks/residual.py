@@ -18,6 +18,7 @@ class Sum(nn.Module):
     """x + F(x) (He 2015, eq. 1)."""
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
+        """x + F(x), of one shape."""
         return x + fx
 
 
@@ -25,6 +26,7 @@ class Product(nn.Module):
     """x F(x)."""
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
+        """x F(x), of one shape."""
         return x * fx
 
 
@@ -32,6 +34,7 @@ class Plain(nn.Module):
     """F(x) alone: a plain network."""
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
+        """F(x) alone."""
         return fx
 
 
@@ -39,6 +42,7 @@ class Half(nn.Module):
     """0.5 x + 0.5 F(x) (He 2016, table 1: constant scaling)."""
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
+        """(x + F(x)) / 2, of one shape."""
         return 0.5 * x + 0.5 * fx
 
 
@@ -68,6 +72,7 @@ class Highway(nn.Module):
         self.gate = _Gate(channels, bias, dim)
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
+        """T(x) F(x) + (1 - T(x)) x, of one shape."""
         return x + self.gate(x) * (fx - x)  # not lerp: under autocast x may be of another type than F(x)
 
 
@@ -83,6 +88,7 @@ class ShortcutGate(nn.Module):
         self.gate = _Gate(channels, bias, dim)
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
+        """F(x) + (1 - T(x)) x, of one shape."""
         return fx + (1 - self.gate(x)) * x
 
 
@@ -120,6 +126,7 @@ class Residual(nn.Module):
         self.merge = make_merge(merge)
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """The module's output merged with x: of a tuple the first element; ``ResvaeError`` where shapes differ."""
         y = self.module(x, *args, **kwargs)
         if isinstance(y, tuple) and not isinstance(y, PackedSequence):
             return self._merged(x, y[0], f", the first of {len(y)} outputs"), *y[1:]

@@ -132,6 +132,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--gpus", type=float, default=0, help="of --ray: GPUs a run")
 
     def error(self, message: str) -> NoReturn:
+        """argparse's complaint as a ``ResvaeError``, where argparse would exit."""
         raise ResvaeError(f"{self.prog.removeprefix('resvae ')}: {message}")
 
     def launch(self, folder: Path, known: argparse.Namespace, overrides: Sequence[str]) -> Launch:

@@ -52,6 +52,7 @@ class Rows(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``x [B, 1, 8, 8]`` in [0, 1], its rows the steps, to logits ``[B, 10]``."""
         h = self.embed(x[:, 0])
         for layer in self.layers:
             h, _ = layer(h)

@@ -68,6 +68,7 @@ class Throughput(Callback):
         self._start = self._batch_start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count an epoch anew."""
         self._images, self._training = 0, 0.0
         self._batch_start = time.perf_counter()
 
@@ -83,6 +84,7 @@ class Throughput(Callback):
         self._batch_start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the epoch's figures."""
         pl_module.log_dict(self.metrics())
 
     def metrics(self) -> dict[str, float]:
@@ -91,9 +93,11 @@ class Throughput(Callback):
         return {"train/images_per_second": self._images / max(self._training, 1e-9), "seconds": seconds}
 
     def state_dict(self) -> dict[str, Any]:
+        """The seconds so far, for a resume."""
         return {"seconds": self.metrics()["seconds"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's seconds."""
         self._earlier = state_dict["seconds"]
 
 

@@ -37,6 +37,7 @@ class StepCheckpoint(ModelCheckpoint):
     """Saves every so many updates, but not after an epoch's last: Lightning would resume there without validating."""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save within the epoch only: its end has a checkpoint of its own."""
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

@@ -48,9 +48,11 @@ class LitClassifier(LitModel):
 
     @property
     def objective(self) -> Callable[[Tensor], Tensor]:
+        """The classifier: images to logits."""
         return self.classifier.forward
 
     def monitored(self) -> list[str]:
+        """What early stopping may watch."""
         return ["val/error", "val/loss"]
 
     def refuse_data(self, data: Any) -> None:

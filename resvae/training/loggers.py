@@ -32,6 +32,7 @@ class RunCSVLogger(CSVLogger):
 
     @property
     def experiment(self) -> Any:
+        """The writer, made at its first use."""
         if self._experiment is None:
             self._experiment = KeepingWriter(log_dir=self.log_dir)
         return self._experiment

@@ -59,9 +59,11 @@ class LitVAE(LitModel):
 
     @property
     def objective(self) -> Callable[[Tensor], ElboTerms]:
+        """The ELBO's terms of a batch of images."""
         return self.vae.elbo
 
     def monitored(self) -> list[str]:
+        """What early stopping may watch; bits/dim where the likelihood has them."""
         names = ["loss", "elbo", "log_likelihood", "kl"]
         names += ["bits_per_dim"] if self.vae.likelihood.discrete else []
         return [f"val/{name}" for name in names]

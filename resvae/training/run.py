@@ -45,6 +45,7 @@ class RunCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
+        """``fit``, ``validate`` and ``test``, and what Lightning hides of each."""
         every = LightningCLI.subcommands()
         return {verb: every[verb] for verb in ("fit", "validate", "test")}
 

@@ -65,6 +65,7 @@ class Summary(Callback):
         print(_line(trainer.current_epoch + 1, metrics), flush=True)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write why it ended."""
         self._write(trainer, _reason(trainer))
 
     def text(self) -> str:
@@ -78,9 +79,11 @@ class Summary(Callback):
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:
+        """The best figures so far, for a resume."""
         return dict(self.best)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's best figures."""
         self.best = dict(state_dict)
 
     def _write(self, trainer: pl.Trainer, ended: str) -> None:

@@ -71,14 +71,14 @@ def not_run(monkeypatch) -> list[list[str]]:
         (folder / "summary.json").write_text(json.dumps({"seconds": 1.0, "n": len(calls), "ended": "all done"}))
         return subprocess.CompletedProcess(command, 0)
 
-    def tested(run: Path, variant: str, depth: int, seed: int) -> Result:
+    def measured(run: Path, variant: str, depth: int, seed: int) -> Result:
         error = json.loads((run / "summary.json").read_text())["n"] / 10
         history = {name: [0.9, error] for name in ("train/error", "val/error", "train/loss", "val/loss")}
         test = {"test/error": error, "test/loss": 0.5}
         return Result(variant, depth, seed, 7, "0f", "cifar10", "Classifiers.", history, test)
 
     monkeypatch.setattr(studied.subprocess, "run", run)
-    monkeypatch.setattr(variants, "result", tested)
+    monkeypatch.setattr(variants, "result", measured)
     monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: path.touch())  # drawing takes the most time
     return calls
 
