@@ -1,7 +1,6 @@
 """How often a classifier is wrong, with the protocol that gave it."""
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from resvae.errors import ResvaeError
 from resvae.evaluation.isolation import isolated
-from resvae.evaluation.provenance import commit, hardware
+from resvae.evaluation.provenance import origin
 from resvae.models import ResNetClassifier
 
 BATCH = 250
@@ -88,8 +87,5 @@ def classify(
         images=len(x),
         error=(logits.argmax(1) != y).double().mean().item(),
         loss=F.cross_entropy(logits.double(), y).item(),
-        hardware=hardware(device),
-        torch=torch.__version__,
-        resvae=sys.modules["resvae"].__version__,  # the root imports all rooms: none imports it
-        commit=commit(),
+        **origin(device),
     )

@@ -2,7 +2,9 @@
 
 import platform
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +14,16 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def origin(device: torch.device) -> dict[str, Any]:
+    """Of a report: ``hardware``, the versions ``torch`` and ``resvae``, and the ``commit``."""
+    return {
+        "hardware": hardware(device),
+        "torch": torch.__version__,
+        "resvae": sys.modules["resvae"].__version__,  # the root imports all rooms: none imports it
+        "commit": commit(),
+    }
 
 
 def commit() -> str | None:

@@ -18,7 +18,7 @@ from resvae.evaluation.isolation import isolated
 from resvae.evaluation.metrics import ActiveUnits, Bound, bound_curve, powers_of_ten
 from resvae.evaluation.neighbours import Neighbours
 from resvae.evaluation.probe import LIMIT, Probe
-from resvae.evaluation.provenance import commit, hardware
+from resvae.evaluation.provenance import origin
 from resvae.models import ImageVAE
 from resvae.models.images import to_unit
 from resvae.probability import ElboTerms
@@ -213,8 +213,5 @@ def evaluate(
         psnr=psnr.compute().item(),
         ssim=ssim.compute().item() if similar else None,
         seconds=time.perf_counter() - start,
-        hardware=hardware(device),
-        torch=torch.__version__,
-        resvae=sys.modules["resvae"].__version__,  # the root imports all rooms: none imports it
-        commit=commit(),
+        **origin(device),
     )
