@@ -146,7 +146,7 @@ class ResidualBlock(nn.Module):
         _initialise(self.shortcut, gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [B, in_channels, H, W]`` to ``[B, channels, h, w]``: with u = before(x), after(merge(shortcut, branch of u))."""
+        """``x [B, in_channels, H, W]`` to ``[B, channels, h, w]``; merges shortcut and branch of before(x)."""
         x = self.before(x)
         return self.after(self.merge(self.shortcut(x), self.branch(x)))
 
