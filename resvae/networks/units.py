@@ -1,7 +1,7 @@
 """The residual units of any model: in order, by name, and with moves that take them out or exchange them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -107,8 +107,3 @@ def replaced(forwards: Iterable[tuple[Unit, Forward]]) -> Iterator[None]:
     finally:
         for block in changed:
             block.__dict__.pop("forward", None)
-
-
-def without(removed: Iterable[Unit]) -> AbstractContextManager[None]:
-    """While inside, these units hand on what their connection carries (Veit 2016, section 4.1)."""
-    return replaced((unit, unit.carried) for unit in removed)
