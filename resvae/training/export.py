@@ -1,6 +1,7 @@
 """``resvae export``: a trained model as a folder to keep or to give away, with a card that says what it is."""
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from resvae.errors import ResvaeError
 from resvae.evaluation import classify, full_report
 from resvae.evaluation.grids import writable
 from resvae.models import ResNetClassifier
-from resvae.storage import WEIGHTS, load, save, write_atomically
+from resvae.storage import WEIGHTS, load, save
 from resvae.training.run import data_of
 from resvae.training.summary import read_summary
 
@@ -61,24 +62,27 @@ def export(
     model = load(run)
     data = data_of(run, image_shape=model.image_shape, **images)
     dtype = torch.float16 if half else torch.float32
-    model = load(save(model, folder, dtype)).to("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(model, ResNetClassifier):
-        told = {"source": folder.name, "data": data.name, "split": "test"}
-        report, uses = classify(model, data.images("test"), data.labels("test"), **told), CLASSIFIER_USES
-    else:
-        report, _ = full_report(model, data, source=folder.name, num_samples=num_samples, iw_images=iw_images)
-        uses = VAE_USES
-    card = CARD.format(
-        report=report,
-        uses=uses.format(report),
-        summary=summary,
-        commit=f", commit {summary['commit']}" if summary["commit"] else "",
-        dtype=str(dtype).removeprefix("torch."),
-        megabytes=(folder / WEIGHTS).stat().st_size / 1e6,
-        table=report.table(),
-        protocol=report.protocol(),
-    )
-    shutil.copy(source / "config.yaml", folder / "config.yaml")
-    write_atomically(folder / "report.json", lambda path: path.write_text(report.json() + "\n"))
-    write_atomically(folder / "README.md", lambda path: path.write_text(card))
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        written = save(model, Path(temporary) / folder.name, dtype)  # its own only when all of it is there
+        model = load(written).to("cuda" if torch.cuda.is_available() else "cpu")
+        if isinstance(model, ResNetClassifier):
+            told = {"source": folder.name, "data": data.name, "split": "test"}
+            report, uses = classify(model, data.images("test"), data.labels("test"), **told), CLASSIFIER_USES
+        else:
+            report, _ = full_report(model, data, source=folder.name, num_samples=num_samples, iw_images=iw_images)
+            uses = VAE_USES
+        card = CARD.format(
+            report=report,
+            uses=uses.format(report),
+            summary=summary,
+            commit=f", commit {summary['commit']}" if summary["commit"] else "",
+            dtype=str(dtype).removeprefix("torch."),
+            megabytes=(written / WEIGHTS).stat().st_size / 1e6,
+            table=report.table(),
+            protocol=report.protocol(),
+        )
+        shutil.copy(source / "config.yaml", written)
+        (written / "report.json").write_text(report.json() + "\n")
+        (written / "README.md").write_text(card)
+        written.rename(folder)
     print(f"{report.table()}\nwrote {out}")

@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from resvae.errors import ResvaeError
+from resvae.storage import write_atomically
 
 Tracker = Literal["auto", "wandb", "tensorboard", "none"]
 
@@ -45,10 +46,14 @@ def drop_rows_after(metrics: Path, step: int) -> None:
     with metrics.open(newline="") as file:
         reader = csv.DictReader(file)
         keys, rows = list(reader.fieldnames or []), list(reader)
-    with metrics.open("w", newline="") as file:
-        writer = csv.DictWriter(file, keys)
-        writer.writeheader()
-        writer.writerows(row for row in rows if int(row["step"]) < step)
+
+    def write(path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, keys)
+            writer.writeheader()
+            writer.writerows(row for row in rows if int(row["step"]) < step)
+
+    write_atomically(metrics, write)
 
 
 def make_loggers(folder: Path, tracker: Tracker) -> list[Logger]:

@@ -102,11 +102,16 @@ def test_a_classifier_is_given_away_as_the_feature_network_that_it_can_be(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("run_name", "out", "words"),
-    [("tiny", "given-away", ["out: ", "is there already"]), ("missing", "new", ["model: ", "missing"])],
+    ("run_name", "arguments", "words"),
+    [
+        ("tiny", ["given-away"], ["out: ", "is there already"]),
+        ("missing", ["new"], ["model: ", "missing"]),
+        ("tiny", ["new", "--num_samples=0"], ["num_samples: 0"]),
+    ],
 )
-def test_refuses_in_one_line(exported, capsys, run_name, out, words):
-    assert main(["export", str(exported.parent / run_name), str(exported.parent / out)]) == 2
+def test_refuses_in_one_line_and_leaves_nothing(exported, capsys, run_name, arguments, words):
+    out, *options = arguments
+    assert main(["export", str(exported.parent / run_name), str(exported.parent / out), *options]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert all(word in line for word in words)
-    assert not (exported.parent / "new").exists()
+    assert not list(exported.parent.glob("*new*")) + list(exported.parent.glob(".*"))
