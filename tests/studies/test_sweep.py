@@ -46,23 +46,6 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture
-def in_process(monkeypatch) -> list[list[str]]:
-    """Runs in this process, to save the time of importing; the arguments of each are kept."""
-    calls: list[list[str]] = []
-    really_run = subprocess.run
-
-    def run(command, **options):
-        if command[0] == "git":  # a run asks for its commit
-            return really_run(command, **options)
-        assert command[:3] == [sys.executable, "-m", "resvae"]
-        calls.append(command[3:])
-        return subprocess.CompletedProcess(command, main(command[3:]))
-
-    monkeypatch.setattr(studied.subprocess, "run", run)
-    return calls
-
-
-@pytest.fixture
 def not_run(monkeypatch) -> list[tuple[list[str], dict]]:
     """Runs that only say that they have ended; the arguments and the environment of each are kept."""
     calls: list[tuple[list[str], dict]] = []

@@ -39,22 +39,6 @@ tracker: none
 
 
 @pytest.fixture
-def in_process(monkeypatch) -> list[list[str]]:
-    """Runs in this process, to save the time of importing; the arguments of each are kept."""
-    calls: list[list[str]] = []
-    really_run = subprocess.run
-
-    def run(command, **options):
-        if command[0] == "git":  # a run asks for its commit
-            return really_run(command, **options)
-        calls.append(command[3:])
-        return subprocess.CompletedProcess(command, main(command[3:]))
-
-    monkeypatch.setattr(studied.subprocess, "run", run)
-    return calls
-
-
-@pytest.fixture
 def not_run(monkeypatch) -> list[list[str]]:
     """Runs that only say that they have ended, and test images on which the n-th of them errs n times in ten."""
     calls: list[list[str]] = []
