@@ -8,8 +8,9 @@ import torch
 from resvae import load
 from resvae.cli import main
 from resvae.errors import ResvaeError
-from resvae.evaluation import classify, evaluate
-from resvae.storage import SHIPPED, shipped
+from resvae.evaluation import classify, distances, evaluate, feature_network, generate
+from resvae.models import ImageVAE
+from resvae.storage import SHIPPED, build, describe, shipped
 from resvae.training.run import data_of
 
 VAES = ["digits", "cifar10-single-latent", "cifar10-hierarchical"]
@@ -50,27 +51,43 @@ def test_another_name_is_refused_with_the_names_there_are():
         load("cifar100-hierarchical")
 
 
+def read(name, split):
+    """The images and labels that a shipped model was trained on, or a skipped test where they are not to be had."""
+    try:
+        data = data_of(name)
+        return data.images(split), data.labels(split)
+    except (ResvaeError, OSError) as error:
+        pytest.skip(f"no data: {error}")
+
+
 @pytest.mark.slow
 def test_the_classifier_is_wrong_as_often_as_its_card_says():
     report = json.loads((SHIPPED / "cifar10-classifier/report.json").read_text())
-    try:
-        data = data_of("cifar10-classifier")
-        x, y = data.images("test"), data.labels("test")
-    except (ResvaeError, OSError) as error:
-        pytest.skip(f"no data: {error}")
-    assert classify(load("cifar10-classifier"), x, y).error == pytest.approx(report["error"], abs=0.001)
+    error = classify(load("cifar10-classifier"), *read("cifar10-classifier", "test")).error
+    assert error == pytest.approx(report["error"], abs=0.001)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VAES)
 def test_its_scores_are_those_of_its_card(name):
     report = json.loads((SHIPPED / name / "report.json").read_text())
-    vae = load(name)
-    try:
-        images = data_of(name, image_shape=vae.image_shape).images(report["split"])
-    except (ResvaeError, OSError) as error:
-        pytest.skip(f"no data: {error}")
-    again = evaluate(vae, images[: report["images"]].split(250), seed=report["seed"])
+    images, _ = read(name, report["split"])
+    again = evaluate(load(name), images[: report["images"]].split(250), seed=report["seed"])
     # another machine's convolutions round otherwise, and its noise is another's; the mean over the images is not
     assert again.bits_per_dim == pytest.approx(report["bits_per_dim"], abs=0.005)
     assert again.psnr == pytest.approx(report["psnr"], abs=0.05)
+
+
+@pytest.mark.slow
+def test_fid_puts_new_weights_behind_one_latent_vector_and_that_behind_levels():
+    real = read("cifar10-hierarchical", "test")[0][:1000].split(250)
+    network = feature_network("cifar10-classifier", (3, 32, 32), load)
+    levels = load("cifar10-hierarchical")
+    torch.manual_seed(0)
+    new = build(describe(levels))
+    assert isinstance(new, ImageVAE)
+    made = [generate(vae, 1000) for vae in (new, load("cifar10-single-latent"), levels)]
+    fids = [distances(network, real, images, "cifar10-classifier").fid for images in (*made, real)]
+    print(f"FID of new weights, one latent vector, levels, the test images themselves: {fids}")
+    assert fids == sorted(fids, reverse=True)
+    assert fids[-1] == pytest.approx(0, abs=1e-3)
