@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from resvae import verbs
+from resvae.errors import ResvaeError, one_line
 
 HELP = """\
 resvae: residual variational autoencoders of any depth
@@ -78,11 +79,14 @@ def _run(verb: str, rest: list[str]) -> int:
         elif verb in VERBS:
             _call(VERBS[verb], verb, rest)
         else:
-            raise ValueError(f"verb: {verb} is not known; one of {', '.join([*TRAINING, 'sweep', 'study', *VERBS])}")
+            raise ResvaeError(f"verb: {verb} is not known; one of {', '.join([*TRAINING, 'sweep', 'study', *VERBS])}")
+    except KeyboardInterrupt:
+        print("resvae: interrupted", file=sys.stderr)
+        return 130
     except Exception as error:
         if os.environ.get("RESVAE_DEBUG") or not _is_users(error):
             raise
-        print(f"resvae: error: {_one_line(error)}", file=sys.stderr)
+        print(f"resvae: error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -108,7 +112,7 @@ def _study(arguments: list[str]) -> None:
         return
     name, *rest = arguments
     if name not in STUDIES:
-        raise ValueError(f"verb: study {name} is not known; one of {', '.join(STUDIES)}")
+        raise ResvaeError(f"verb: study {name} is not known; one of {', '.join(STUDIES)}")
     module = import_module(f"resvae.studies.{name}")
     if hasattr(module, "main"):
         module.main(rest)
@@ -121,16 +125,9 @@ def _is_users(error: Exception) -> bool:
     from jsonargparse import ArgumentError
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from resvae.errors import ResvaeError
-
-    plain = type(error) is ValueError and str(error).startswith("verb: ")
-    return plain or isinstance(error, ResvaeError | ArgumentError | MisconfigurationException | OSError)
+    return isinstance(error, ResvaeError | ArgumentError | MisconfigurationException | OSError)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     """A warning as one line, without the line of code that gave it."""
-    print(f"resvae: warning: {_one_line(message)}", file=sys.stderr)
-
-
-def _one_line(message: Warning | Exception | str) -> str:
-    return " ".join(str(message).split()) or type(message).__name__
+    print(f"resvae: warning: {one_line(message)}", file=sys.stderr)

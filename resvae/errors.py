@@ -1,4 +1,4 @@
-"""The one exception that the package raises for input it cannot use."""
+"""The one exception that the package raises for input it cannot use, and how messages are made."""
 
 
 class ResvaeError(ValueError):
@@ -13,3 +13,8 @@ def at_least(least: float, **fields: float | None) -> None:
     for field, value in fields.items():
         if value is not None and value < least:
             raise ResvaeError(f"{field}: {value} is not allowed; at least {least}")
+
+
+def one_line(message: object) -> str:
+    """What an error or a warning says, or else its type's name, on a single line."""
+    return " ".join(str(message).split()) or type(message).__name__

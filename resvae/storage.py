@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, one_line
 from resvae.models import VAE, HierarchicalVAE, ImageVAE, ReferenceVAE, ResNetClassifier
 from resvae.networks import BlockConfig
 
@@ -78,7 +78,7 @@ def save(model: nn.Module, folder: str | Path, dtype: torch.dtype | None = None)
         write_atomically(folder / WEIGHTS, lambda path: save_file(state, path))
         write_atomically(folder / CONFIG, lambda path: path.write_text(config + "\n"))
     except (OSError, SafetensorError) as error:
-        raise ResvaeError(f"model: {folder} could not be written ({str(error).splitlines()[0]})") from error
+        raise ResvaeError(f"model: {folder} could not be written ({one_line(error)})") from error
     return folder
 
 
@@ -123,8 +123,8 @@ def shipped() -> list[str]:
 
 
 def best_checkpoint(run: Path) -> Path:
-    """The best checkpoint of a run's folder, or its last where there is no best yet."""
-    for name in ("best.ckpt", "last.ckpt"):
+    """The best checkpoint of a run's folder, or its last where there is no best yet, or else its interruption's."""
+    for name in ("best.ckpt", "last.ckpt", "interrupted.ckpt"):
         if (run / "checkpoints" / name).is_file():
             return run / "checkpoints" / name
     raise ResvaeError(f"model: {run} holds neither {CONFIG} nor checkpoints/best.ckpt")
@@ -143,7 +143,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if "GLOBAL" in str(error) or "Can only" in str(error) or "reduce" in str(error):
             raise ResvaeError(f"checkpoint: {path} holds code, not only tensors; refused") from error
         raise ResvaeError(f"checkpoint: {path} is not a checkpoint, or is damaged") from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # torch reads the damage as instructions, and may stop at anything
         raise ResvaeError(f"checkpoint: {path} is truncated or damaged") from error
     if not isinstance(checkpoint, dict):
         raise ResvaeError(f"checkpoint: {path} holds a {type(checkpoint).__name__}, not a checkpoint")
@@ -160,7 +160,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:  # Windows syncs no file that is open for reading alone
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp's files are private; a model is to be shared
         temporary.replace(path)
@@ -209,4 +209,4 @@ def _download(source: str) -> Path:
     try:
         return Path(snapshot_download(source.removeprefix("hf://"), allow_patterns=[CONFIG, WEIGHTS]))
     except Exception as error:
-        raise ResvaeError(f"model: {source} could not be downloaded: {str(error).splitlines()[0]}") from error
+        raise ResvaeError(f"model: {source} could not be downloaded: {one_line(error)}") from error

@@ -71,9 +71,11 @@ def interpolate(model: str, steps: int = 8, num: int = 8, out: str = "interpolat
         num: rows.
         out: a .png in a folder that exists.
     """
+    at_least(1, num=num)
     writable(out, *PICTURES)
     vae = load_vae(model)
     x = _images(vae, model, 2 * num, **images)
+    at_least(2, images=len(x))
     rows = vae.interpolate(x[: len(x) // 2], x[len(x) // 2 : len(x) // 2 * 2], steps)
     print(f"wrote {save_grid(rows.flatten(0, 1).cpu(), out, steps)}")
 

@@ -119,6 +119,7 @@ BAD = {
     "none to reconstruct": (["reconstruct", RUN, "--num", "0"], ["num: 0"]),
     "none to interpolate": (["interpolate", RUN, "--num", "0"], ["num: 0"]),
     "none to evaluate": (["evaluate", RUN, "--num", "0"], ["num: 0"]),
+    "fewer than none to interpolate": (["interpolate", RUN, "--num", "-1"], ["num: -1"]),
     "number of images": (["sample", RUN, "--num", "many"], ["num", "many"]),
     "temperature": (["sample", RUN, "--temperature", "-1"], ["temperature: -1"]),
     "steps": (["interpolate", RUN, "--steps", "1"], ["steps: 1"]),
@@ -197,6 +198,15 @@ def test_an_error_of_the_code_is_not_hidden(there, monkeypatch):
     monkeypatch.setattr("resvae.storage.load", broken)
     with pytest.raises(ZeroDivisionError):
         main(["sample", RUN])
+
+
+def test_control_c_is_a_line_and_its_own_code(there, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resvae.verbs.load_vae", interrupted)
+    assert main(["sample", RUN]) == 130
+    assert capsys.readouterr().err == "resvae: interrupted\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])

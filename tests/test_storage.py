@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import pickle
@@ -208,7 +209,16 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(style, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "content", [b"hello, no checkpoint\n", b"garbage", b"\x89PNG\r\n\x1a\n" + bytes(range(256)), b"PK\x03\x04 no zip"]
+    "content",
+    [
+        b"hello, no checkpoint\n",
+        b"garbage",
+        b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
+        b"PK\x03\x04 no zip",
+        b".",
+        b"R",
+        b"G",
+    ],
 )
 def test_files_that_are_no_checkpoints(content, tmp_path):
     path = tmp_path / "some.ckpt"
@@ -302,6 +312,18 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
 
     write_atomically(path, write)
     assert path.read_text() == "half"
+
+
+def test_the_disk_has_it_before_its_name_points_at_it(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor):  # as Windows does it: not for a file that is open for reading alone
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_RDWR
+        synced.append((tmp_path / "file").exists())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(tmp_path / "file", lambda path: path.write_text("all of it"))
+    assert synced == [False]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), RuntimeError()])

@@ -27,7 +27,8 @@ class ImageDataModule(pl.LightningDataModule):
         batch_size: of training.
         eval_batch_size: of validation and test; twice the training's unless told.
         path: of the folder (``train/`` and ``test/`` in it, or every tenth image is for testing; class subfolders give
-            the labels) or of the .npz (``images`` uint8, and if you like ``labels``, ``test_images``, ``test_labels``).
+            the labels where every image is in one) or of the .npz (``images`` uint8, and if you like ``labels``,
+            ``test_images``, ``test_labels``).
         image_size: pad with zeros, or average down, to this size; files of a folder are cut square and scaled.
         validation: how many training images to set apart for validation, or which share of them; drawn by ``seed``.
             A tenth of CIFAR-10's are the customary 5,000.
@@ -104,13 +105,17 @@ class ImageDataModule(pl.LightningDataModule):
 
     def images(self, split: Split) -> Tensor:
         """All images of a split, uint8 ``[N, C, H, W]``, without augmentation."""
-        self.setup()
-        return self._sets[split].x
+        return self._set(split).x
 
     def labels(self, split: Split) -> Tensor:
         """All labels of a split, int64 ``[N]``."""
+        return self._set(split).y
+
+    def _set(self, split: Split) -> Images:
+        if split not in ("train", "val", "test"):
+            raise ResvaeError(f"split: {split!r} is not allowed; train, val or test")
         self.setup()
-        return self._sets[split].y
+        return self._sets[split]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -106,8 +106,13 @@ class TrainLoader(DataLoader[Any]):
 def train_loader(
     dataset: ImageDataset, batch_size: int, num_workers: int = 0, start: Callable[[], int] = int
 ) -> TrainLoader:
-    """Shuffled batches, the last of an epoch perhaps smaller; the first ``start()`` images are passed over."""
-    return TrainLoader(dataset, batch_size, sampler=EpochSampler(dataset, start), **loading(num_workers))
+    """Shuffled batches, the last of an epoch perhaps smaller; the first ``start()`` images are passed over.
+
+    One image left alone is left out: nothing can be normalised over a batch of it.
+    """
+    sampler = EpochSampler(dataset, start)
+    alone = len(sampler) > 1 and batch_size > 1 and len(sampler) % batch_size == 1
+    return TrainLoader(dataset, batch_size, sampler=sampler, drop_last=alone, **loading(num_workers))
 
 
 def loading(num_workers: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, at_least, one_line
 
 NAMES = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "digits", "folder", "npz")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -86,13 +86,11 @@ def read(
 
 
 def resized(x: Tensor, size: int) -> Tensor:
-    """uint8 ``[N, C, H, W]`` padded with zeros, or averaged down, to ``size`` x ``size``."""
-    height, width = x.shape[-2:]
-    if (height, width) == (size, size):
-        return x
-    if height > size or width > size:
-        parts = [F.interpolate(part.float(), (size, size), mode="area") for part in x.split(4096)]
-        return torch.cat([part.round().to(torch.uint8) for part in parts])
+    """uint8 ``[N, C, H, W]`` to ``size`` x ``size``: a longer side averaged down, a shorter one padded with zeros."""
+    height, width = (min(side, size) for side in x.shape[-2:])
+    if (height, width) != x.shape[-2:]:
+        parts = [F.interpolate(part.float(), (height, width), mode="area") for part in x.split(4096)]
+        x = torch.cat([part.round().to(torch.uint8) for part in parts])
     top, left = (size - height) // 2, (size - width) // 2
     return F.pad(x, (left, size - width - left, top, size - height - top))
 
@@ -126,7 +124,7 @@ def _torchvision(name: str, root: str, download: bool) -> Source:
             loaded = getattr(datasets, kind)(root, download=download, **which)
         except (OSError, RuntimeError, EOFError) as error:
             raise ResvaeError(
-                f"data.name: {name} is not in {root} and was not fetched ({_one_line(error)}); fetch {page} by hand "
+                f"data.name: {name} is not in {root} and was not fetched ({one_line(error)}); fetch {page} by hand "
                 f"and unpack it to {Path(root) / place}, or use the data set digits, which needs no network"
             ) from error
         labels = loaded.labels if name == "svhn" else loaded.targets
@@ -140,12 +138,14 @@ def _npz(path: Path) -> Source:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, TypeError, BadZipFile, zlib.error) as error:
-        raise ResvaeError(f"data.path: {path} is not an .npz of plain arrays ({_one_line(error)})") from error
+        raise ResvaeError(f"data.path: {path} is not an .npz of plain arrays ({one_line(error)})") from error
     if "images" not in arrays:
         raise ResvaeError(f"data.path: {path} holds {', '.join(arrays) or 'nothing'}, but no array named images")
 
     def part(prefix: str) -> Images:
         x = _channels_first(arrays[f"{prefix}images"], f"{path}: {prefix}images")
+        if not len(x):
+            raise ResvaeError(f"data.path: {path}: {prefix}images holds no images")
         y = arrays.get(f"{prefix}labels", np.zeros(len(x), np.int64))
         if y.shape != (len(x),) or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
             raise ResvaeError(
@@ -155,6 +155,8 @@ def _npz(path: Path) -> Source:
         return Images(x, torch.from_numpy(y.astype(np.int64)))
 
     if "test_images" in arrays:
+        if ("labels" in arrays) != ("test_labels" in arrays):
+            raise ResvaeError(f"data.path: {path} holds labels or test_labels alone; both are allowed, or neither")
         return part(""), part("test_")
     return _split(part(""), TEST_EVERY)
 
@@ -174,23 +176,32 @@ def _channels_first(array: np.ndarray, where: str) -> Tensor:
 
 def _folder(path: Path, image_size: int | None, on_corrupt: str) -> Source:
     """``train/`` and ``test/`` where there are both, else one set; class subfolders give the labels."""
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        return _files(path / "train", image_size, on_corrupt), _files(path / "test", image_size, on_corrupt)
-    return _split(_files(path, image_size, on_corrupt), TEST_EVERY)
-
-
-def _files(path: Path, image_size: int | None, on_corrupt: str) -> Images:
-    from PIL import Image, ImageOps
-
     if not path.is_dir():
         raise ResvaeError(f"data.path: {path} is not a folder")
+    apart = (path / "train").is_dir() and (path / "test").is_dir()
+    parts = {part: _files(part) for part in ([path / "train", path / "test"] if apart else [path])}
+    names = sorted({name for files in parts.values() for name in files.values()})
+    classes = {} if "" in names else {name: number for number, name in enumerate(names)}
+    sets = [_pictures(part, files, classes, image_size, on_corrupt) for part, files in parts.items()]
+    return (sets[0], sets[1]) if apart else _split(sets[0], TEST_EVERY)
+
+
+def _files(path: Path) -> dict[Path, str]:
+    """The images below a folder, in order, and of each the name of the class's folder; empty where it is in none."""
     found = {
         file: file.relative_to(path).parts for file in sorted(path.rglob("*")) if file.suffix.lower() in EXTENSIONS
     }
-    found = {file: parts for file, parts in found.items() if not any(part.startswith(".") for part in parts)}
-    classes = sorted({parts[0] for parts in found.values() if len(parts) > 1})
+    hidden = {file for file, parts in found.items() if any(part.startswith(".") for part in parts)}
+    return {file: parts[0] if len(parts) > 1 else "" for file, parts in found.items() if file not in hidden}
+
+
+def _pictures(
+    path: Path, files: dict[Path, str], classes: dict[str, int], image_size: int | None, on_corrupt: str
+) -> Images:
+    from PIL import Image, ImageOps
+
     pictures, labels, grey = [], [], True
-    for name, parts in found.items():
+    for name, label in files.items():
         try:
             with Image.open(name) as file:
                 picture = ImageOps.exif_transpose(file)
@@ -213,7 +224,7 @@ def _files(path: Path, image_size: int | None, on_corrupt: str) -> Images:
             raise ResvaeError(f"data.path: {name} is {sizes[0]}, others are {sizes[1]}; set data.image_size")
         grey &= mode in ("1", "L", "LA")
         pictures.append(pixels)
-        labels.append(classes.index(parts[0]) if len(parts) > 1 else 0)
+        labels.append(classes.get(label, 0))
     if not pictures:
         raise ResvaeError(f"data.path: {path} holds no images; {', '.join(EXTENSIONS)} are read")
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
@@ -227,7 +238,3 @@ def _split(images: Images, every: int) -> Source:
         )
     test = torch.arange(len(images.x)) % every == every - 1
     return images.take(~test), images.take(test)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

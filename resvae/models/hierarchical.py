@@ -16,7 +16,7 @@ from resvae.models.images import to_unit
 from resvae.models.levels import Choose, Level, Visit, given, log_prob, posterior_sample
 from resvae.networks import BlockConfig, ResNetEncoder, latent_levels, vae_blocks
 from resvae.networks.blocks import ResidualBlock
-from resvae.networks.stages import final_layers
+from resvae.networks.stages import checked_shape, final_layers
 from resvae.probability import ElboTerms, make_likelihood
 
 
@@ -71,7 +71,7 @@ class HierarchicalVAE(ImageVAE):
         super().__init__()
         self.arguments: dict[str, Any] = json_arguments(locals())
         at_least(1, latent_channels=latent_channels)
-        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
+        self.image_shape = checked_shape("model", image_shape)
         blocks = vae_blocks(depth, len(widths), block.kind)
         placed = latent_levels(levels, len(widths))
         self.num_levels = sum(placed)

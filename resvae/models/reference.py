@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.kl import kl_divergence
 
+from resvae.errors import ResvaeError, at_least
 from resvae.models.base import ImageVAE, json_arguments, level_temperatures
 from resvae.models.images import to_unit
 from resvae.networks import BlockConfig, ResidualBlock, ResNetEncoder, vae_blocks
@@ -87,6 +88,9 @@ class ReferenceVAE(ImageVAE):
             exp(log-variance) for the variance, and adds L2 penalties on the two heads (.01 on the mean's, .1 on the
             log-variance's). Its losses understate the KL and are no bound: for comparison with the published table
             only. ``log_likelihood`` stays a true bound: it weighs with the distribution that was drawn from.
+
+    Raises:
+        ResvaeError: a depth that no number of blocks gives; another ``intermediate_dim``.
     """
 
     def __init__(
@@ -98,6 +102,9 @@ class ReferenceVAE(ImageVAE):
     ):
         super().__init__()
         self.arguments = json_arguments(locals())
+        at_least(1, latent_dim=latent_dim)
+        if intermediate_dim < 16 or intermediate_dim % 16:
+            raise ResvaeError(f"intermediate_dim: {intermediate_dim} is not allowed; a multiple of 16")
         self.image_shape = (3, 32, 32)
         self.latent_dim = latent_dim
         self.compat = compat

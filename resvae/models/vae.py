@@ -12,6 +12,7 @@ from resvae.errors import at_least
 from resvae.models.base import ImageVAE, Shape, json_arguments, level_temperatures
 from resvae.models.images import to_unit
 from resvae.networks import BlockConfig, ResNetDecoder, ResNetEncoder, vae_blocks
+from resvae.networks.stages import checked_shape
 from resvae.probability import ElboTerms, make_likelihood
 
 
@@ -55,7 +56,7 @@ class VAE(ImageVAE):
         super().__init__()
         self.arguments = json_arguments(locals())
         at_least(1, latent_dim=latent_dim)
-        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
+        self.image_shape = checked_shape("model", image_shape)
         self.latent_dim = latent_dim
         blocks = vae_blocks(depth, len(widths), block.kind)
         self.likelihood = make_likelihood(likelihood, image_shape[0])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from resvae.errors import ResvaeError, at_least
 from resvae.networks.blocks import BlockConfig
-from resvae.networks.stages import check_stages, coarsest, final_layers, make_stages
+from resvae.networks.stages import check_stages, checked_shape, coarsest, final_layers, make_stages
 
 STEM_STRIDE = {"cifar": 1, "imagenet": 4, "none": 1}
 
@@ -58,7 +58,7 @@ class ResNetEncoder(nn.Module):
             raise ResvaeError(f"stem: {stem!r} is not allowed; one of {', '.join(STEM_STRIDE)}")
         at_least(1, stem_width=stem_width)
         size = coarsest("encoder", image_shape, STEM_STRIDE[stem] * math.prod(strides))
-        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
+        self.image_shape = checked_shape("encoder", image_shape)
         self.channels = tuple(widths)
         self.strides = tuple(itertools.accumulate((STEM_STRIDE[stem], *strides), operator.mul))[1:]
         self.out_shape = (widths[-1], *size)

@@ -65,11 +65,17 @@ def check_stages(name: str, **values: Sequence[int]) -> None:
             raise ResvaeError(f"{name}: {field} {tuple(value)} is not allowed; each at least 1")
 
 
-def coarsest(name: str, image_shape: Sequence[int], total: int) -> tuple[int, int]:
-    """Height and width of the coarsest map of images ``(C, H, W)`` under a total stride that must divide both."""
+def checked_shape(name: str, image_shape: Sequence[int]) -> tuple[int, int, int]:
+    """``(C, H, W)``, or ``ResvaeError``."""
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ResvaeError(f"{name}: image_shape {tuple(image_shape)} is not allowed; give (channels, height, width)")
-    _, height, width = image_shape
+    channels, height, width = image_shape
+    return channels, height, width
+
+
+def coarsest(name: str, image_shape: Sequence[int], total: int) -> tuple[int, int]:
+    """Height and width of the coarsest map of images ``(C, H, W)`` under a total stride that must divide both."""
+    _, height, width = checked_shape(name, image_shape)
     for size in (height, width):
         if size % total:
             below = size - size % total

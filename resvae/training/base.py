@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -53,6 +53,8 @@ class LitModel(pl.LightningModule, ABC):
         super().__init__()
         if not 0 <= ema_decay < 1:
             raise ResvaeError(f"ema_decay: {ema_decay} is not allowed; 0 (none) up to less than 1")
+        if precision not in get_args(Precision):
+            raise ResvaeError(f"precision: {precision!r} is not allowed; one of {', '.join(get_args(Precision))}")
         if not clip_norm > 0:
             raise ResvaeError(f"clip_norm: {clip_norm} is not allowed; more than 0")
         self.image_shape = image_shape

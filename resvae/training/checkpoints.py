@@ -8,7 +8,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, one_line
 from resvae.storage import read_checkpoint, write_atomically
 
 
@@ -22,9 +22,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             kept = "; the one saved before is kept" if path.exists() else ""
-            raise ResvaeError(f"checkpoint: {path} could not be written ({reason}){kept}") from error
+            raise ResvaeError(f"checkpoint: {path} could not be written ({one_line(error)}){kept}") from error
 
     def load_checkpoint(
         self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None

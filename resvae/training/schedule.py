@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Timer
 
 from resvae.errors import ResvaeError
+
+Kind = Literal["constant", "cosine", "steps", "plateau"]
+KINDS = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Schedule:
         factor, patience, min_lr: ``plateau``: times ``factor`` after ``patience`` epochs without progress.
     """
 
-    kind: Literal["constant", "cosine", "steps", "plateau"] = "cosine"
+    kind: Kind = "cosine"
     warmup_steps: int = 100
     final: float = 0.0
     milestones: tuple[int, ...] = ()
@@ -36,8 +39,12 @@ class Schedule:
     min_lr: float = 1e-6
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ResvaeError(f"schedule.kind: {self.kind!r} is not allowed; one of {', '.join(KINDS)}")
         if self.warmup_steps < 0:
             raise ResvaeError(f"schedule.warmup_steps: {self.warmup_steps} is not allowed; 0 or more")
+        if not 0 < self.factor < 1:
+            raise ResvaeError(f"schedule.factor: {self.factor} is not allowed; above 0 and below 1")
         if self.kind == "plateau" and self.warmup_steps:
             raise ResvaeError(
                 f"schedule.warmup_steps: {self.warmup_steps} is not allowed with kind plateau; set it to 0"

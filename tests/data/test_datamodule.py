@@ -73,6 +73,11 @@ def test_bad_arguments_are_refused_at_once(arguments: dict[str, Any], message: s
         ImageDataModule(**{"name": "digits", **arguments})
 
 
+def test_another_split_is_refused() -> None:
+    with pytest.raises(ResvaeError, match=r"split: 'validation' is not allowed; train, val or test"):
+        ImageDataModule("digits").images("validation")  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("validation", [0, 0.0, 1498, 2000, 1.0, -1, float("nan"), float("inf")])
 def test_validation_must_leave_images_on_both_sides(validation: float) -> None:
     with pytest.raises(ResvaeError, match=r"data\.validation: .* of 1498 training images"):

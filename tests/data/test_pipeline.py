@@ -37,6 +37,12 @@ def test_batches_are_uint8_whole_and_last_one_smaller() -> None:
         assert torch.equal(y, labels)
 
 
+@pytest.mark.parametrize(("batch_size", "sizes"), [(1297, [1297]), (1, [1] * 1298), (1298, [1298]), (1299, [1298])])
+def test_one_image_left_alone_is_left_out(batch_size: int, sizes: list[int]) -> None:
+    module = ImageDataModule("digits", batch_size=batch_size, validation=200)
+    assert [len(x) for x, _ in module.train_dataloader()] == sizes
+
+
 def test_labels_stay_with_their_images() -> None:
     loader = train_loader(ImageDataset(numbered(50)), 8)
     for x, y in loader:

@@ -1,5 +1,6 @@
 """What is read from each source."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -63,6 +64,7 @@ def test_larger_images_are_averaged_down() -> None:
     x = torch.tensor([[10, 20], [30, 40]], dtype=torch.uint8).repeat_interleave(2, 0).repeat_interleave(2, 1)
     assert resized(x[None, None], 2).flatten().tolist() == [10, 20, 30, 40]
     assert resized(x[None, None], 1).item() == 25
+    assert resized(x[None, None, :1], 2)[0, 0].tolist() == [[10, 20], [0, 0]]  # a side each
 
 
 def test_folder_labels_by_class_and_keeps_pixels(pictures: Path) -> None:
@@ -94,6 +96,22 @@ def test_folder_with_train_and_test(pictures: Path) -> None:
     module = ImageDataModule("folder", path=str(pictures))
     assert (module.num_train, module.num_val, module.num_test) == (9, 1, 10)
     assert (module.images("test")[:, 0] == 100).all()
+
+
+def test_train_and_test_number_their_classes_alike(pictures: Path) -> None:
+    for part in ("train", "test"):
+        (pictures / part).mkdir()
+    for name in ("cat", "dog"):
+        (pictures / name).rename(pictures / "train" / name)
+    shutil.copytree(pictures / "train" / "dog", pictures / "test" / "dog")
+    assert ImageDataModule("folder", path=str(pictures)).labels("test").tolist() == [1] * 10
+
+
+def test_images_outside_of_the_classes_leave_all_without_labels(pictures: Path) -> None:
+    shutil.copy(next((pictures / "dog").glob("*.png")), pictures / "loose.png")
+    module = ImageDataModule("folder", path=str(pictures))
+    assert module.num_train + module.num_val + module.num_test == 21
+    assert module.num_classes == 1
 
 
 def test_folder_cuts_square_and_scales(pictures: Path) -> None:
@@ -156,6 +174,8 @@ GREY = np.zeros((20, 4, 4), np.uint8)
         ({"images": GREY, "test_images": GREY[:, :3]}, r"training images are \(1, 4, 4\), test images \(1, 3, 4\)"),
         ({"images": np.array([{}] * 20, object)}, r"not an \.npz of plain arrays"),
         ({"images": GREY[:5]}, r"5 images are too few"),
+        ({"images": GREY, "test_images": GREY[:0]}, r"test_images holds no images"),
+        ({"images": GREY, "labels": np.zeros(20, int), "test_images": GREY}, r"labels or test_labels alone"),
     ],
 )
 def test_unsuitable_npz_is_refused(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:

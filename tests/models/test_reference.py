@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from resvae.errors import ResvaeError
 from resvae.models import ReferenceVAE, reference
 
 ENCODER = {28: 18_485_824, 40: 19_885_376, 70: 26_940_096, 100: 33_994_816}
@@ -166,3 +167,9 @@ def test_a_step_of_the_compat_objective_lowers_it(small):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("arguments", [{"intermediate_dim": 100}, {"intermediate_dim": 0}, {"latent_dim": 0}])
+def test_sizes_that_no_map_has_are_refused(arguments):
+    with pytest.raises(ResvaeError, match=f"^{next(iter(arguments))}: "):
+        ReferenceVAE(28, **arguments)

@@ -250,6 +250,7 @@ def test_a_bad_value_is_refused_by_name():
         ({"ema_decay": 1.0}, r"ema_decay: 1\.0"),
         ({"clip_norm": 0.0}, r"clip_norm: 0\.0"),
         ({"free_bits": -1.0}, r"free_bits: -1\.0"),
+        ({"precision": "bf-16"}, r"precision: 'bf-16' is not allowed; one of auto, bf16, fp32"),
     ):
         with pytest.raises(ResvaeError, match=message):
             tiny(**options)

@@ -55,6 +55,10 @@ def test_cosine_without_an_end_is_refused():
 def test_a_bad_value_is_refused_by_name():
     with pytest.raises(ResvaeError, match=r"schedule\.warmup_steps: -1"):
         Schedule(warmup_steps=-1)
+    with pytest.raises(ResvaeError, match=r"schedule\.kind: 'linear' is not allowed; one of constant, cosine"):
+        Schedule("linear")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ResvaeError, match=r"schedule\.factor: 1\.5"):
+        Schedule("plateau", warmup_steps=0, factor=1.5)
     with pytest.raises(ResvaeError, match=r"schedule\.warmup_steps: 5 is not allowed with kind plateau"):
         Schedule("plateau", warmup_steps=5)
 
