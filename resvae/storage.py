@@ -130,6 +130,12 @@ def best_checkpoint(run: Path) -> Path:
     raise ResvaeError(f"model: {run} holds neither {CONFIG} nor checkpoints/best.ckpt")
 
 
+def latest_checkpoint(run: Path) -> Path | None:
+    """What a run that was stopped goes on from: the newest of ``last.ckpt`` and ``interrupted.ckpt``."""
+    saved = [run / "checkpoints" / f"{name}.ckpt" for name in ("last", "interrupted")]
+    return max((path for path in saved if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The contents of a checkpoint on the CPU; tensors and plain values only, nothing is executed."""
     if not Path(path).is_file():

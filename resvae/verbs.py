@@ -87,7 +87,7 @@ def evaluate(
     probe_images: int = 10_000,
     data: str | None = None,
     path: str | None = None,
-    root: str = "data",
+    root: str | None = None,
     split: Split = "test",
     out: str | None = None,
     **measure: Any,
@@ -100,8 +100,8 @@ def evaluate(
         probe: whether to train linear classifiers on the representations.
         probe_images: training images of the probe, at most.
         data: the data set; a run's own unless told.
-        path: of the folder or .npz, for the data sets of those names.
-        root: where data sets are.
+        path: of the folder or .npz, for the data sets of those names; the run's own unless told.
+        root: where data sets are; the run's own unless told, or ``data``.
         split: train, val or test.
         out: a .json in a folder that exists; the table (.md) and a page of plots (.png) go beside it.
     """

@@ -15,6 +15,7 @@ from PIL import Image
 
 import resvae
 from resvae.cli import main
+from resvae.training.run import data_of
 
 CONFIG = """
 name: run
@@ -57,6 +58,7 @@ def run(tmp_path_factory) -> Path:
     whole = (folder / "pictures/07.png").read_bytes()
     (folder / "pictures/07.png").write_bytes(whole[: len(whole) // 2])
     (folder / "unknown_key.yaml").write_text(CONFIG + "colour: red\n")
+    (folder / "number.yaml").write_text("model: 3\n")
     (folder / "no.yaml").write_text("data: [1\n model: 2\n")
     return run
 
@@ -88,6 +90,20 @@ BAD = {
     "floats": ([*FIT, "--data.name", "npz", "--data.path", "floats.npz"], ["float32", "uint8"]),
     "batch size": ([*FIT, "--data.batch_size", "0"], ["data.batch_size: 0"]),
     "monitor": ([*FIT, "--early_stopping.monitor", "val/los"], ["early_stopping.monitor: val/los", "val/loss"]),
+    "mode": (
+        [*FIT, "--early_stopping.monitor", "val/elbo"],
+        ["early_stopping.mode: min is not allowed with val/elbo; max"],
+    ),
+    "no validation": ([*FIT, "--trainer.limit_val_batches", "0"], ["trainer.limit_val_batches: 0"]),
+    "no training": ([*FIT, "--trainer.max_epochs", "0"], ["trainer.max_epochs: 0"]),
+    "fast_dev_run": ([*FIT, "--trainer.fast_dev_run", "true"], ["trainer.fast_dev_run", "trainer.max_steps"]),
+    "precision of the trainer": ([*FIT, "--trainer.precision", "bf16-true"], ["trainer.precision", "model.precision"]),
+    "learning rate": (
+        [*FIT, "--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "-1"],
+        ["model.optimizer: ", "-1.0"],
+    ),
+    "model that is a number": (["fit", "--config", "number.yaml", "--runs", "new"], ["model"]),
+    "test of new weights": (["test", "--config", "config.yaml"], ["ckpt_path: it is missing", "best"]),
     "ema": ([*FIT, "--model.ema_decay", "2"], ["ema_decay: 2"]),
     "how often to save": ([*FIT, "--save_every_n_steps", "0"], ["save_every_n_steps: 0"]),
     "cosine without an end": ([*FIT, "--trainer.max_epochs", "-1"], ["schedule.kind", "trainer.max_epochs"]),
@@ -154,6 +170,25 @@ def test_bad_input_is_one_line_and_nothing_is_half_written(there, capsys, argume
     for part in told:
         assert part in error
     assert files(there) == before
+
+
+def test_a_model_that_json_cannot_hold_trains_all_the_same(there, tmp_path, capsys, monkeypatch):
+    (tmp_path / "merges_of_mine.py").write_text("def mean(x, f):\n    return (x + f) / 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    merge = ["--model.vae.block.merge", "merges_of_mine.mean", "--runs", str(tmp_path)]
+    assert main(["fit", "--config", "config.yaml", *merge]) == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["arguments"] is None
+    weights = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert any(name.startswith("vae.decoder") for name in weights)
+    assert main(["sample", str(tmp_path / "run")]) == 2
+    assert "does not tell which model it holds" in capsys.readouterr().err
+
+
+def test_a_runs_own_data_are_read_where_one_says(there, capsys):
+    assert main(["evaluate", RUN, "--num", "4", "--data", "npz", "--path", "floats.npz"]) == 2
+    assert "floats.npz" in capsys.readouterr().err
+    assert data_of(RUN, root="elsewhere")._read.args[1] == "elsewhere"
+    assert data_of(RUN)._read.args[1] == "data"
 
 
 def test_resuming_another_model_leaves_the_metrics_of_the_run(there, capsys):

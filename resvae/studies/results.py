@@ -113,7 +113,7 @@ def plot_means(axes: Any, points: Sequence[tuple[float, float]], label: str, **l
 
 
 def _row(run: Point, summary: dict[str, Any]) -> dict[str, Cell]:
-    arguments = {name: written(v) if isinstance(v, list) else v for name, v in summary.get("arguments", {}).items()}
+    arguments = {name: written(v) if isinstance(v, list) else v for name, v in (summary.get("arguments") or {}).items()}
     row: dict[str, Cell] = {run.axis: written(run.value)}
     row |= {} if run.seed is None else {"seed": str(run.seed)}
     row |= {"levels": str(arguments["levels"])} if "levels" in arguments and run.axis != "levels" else {}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resvae.storage import latest_checkpoint
 from resvae.training.summary import read_summary
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -61,8 +62,8 @@ class Run:
         if self.ended:
             return 0
         run = self.folder / self.name
-        saved = [path for name in ("last", "interrupted") if (path := run / "checkpoints" / f"{name}.ckpt").is_file()]
-        resume = ["--ckpt_path", str(max(saved, key=lambda path: path.stat().st_mtime))] if saved else []
+        saved = latest_checkpoint(run)
+        resume = ["--ckpt_path", str(saved)] if saved else []
         if not saved and run.exists():  # killed before its first checkpoint: there is nothing to go on from
             shutil.rmtree(run)
         print(

@@ -1,5 +1,6 @@
 """What every model's training shares, whatever its loss: guarded updates, the weights' average, checkpoints."""
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -83,8 +84,8 @@ class LitModel(pl.LightningModule, ABC):
         """Log the figures of one batch of validation or test."""
 
     @abstractmethod
-    def monitored(self) -> list[str]:
-        """What early stopping can watch: the names of the figures that validation logs an epoch."""
+    def monitored(self) -> dict[str, str]:
+        """What early stopping can watch: the figures that validation logs an epoch, and whether ``min`` is best."""
 
     def refuse_data(self, data: Any) -> None:
         """Raise ``ResvaeError`` where the images of an ``ImageDataModule`` do not fit the model."""
@@ -141,21 +142,23 @@ class LitModel(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the model is, the guard's statistics and the random states."""
-        if (here := self._description()) is not None:
+        if (here := self.description()) is not None:
             checkpoint["resvae"] = here
         checkpoint["guard"] = asdict(self.guard)
         checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another model's checkpoint; take over the guard's statistics and the random states."""
+        """Refuse another model's checkpoint; where training goes on, take over the guard and the random states."""
         self.refuse_other(checkpoint)
+        if self._trainer is None or self._trainer.state.fn != "fit":
+            return
         if "guard" in checkpoint:
             self.guard = GradientGuard(**checkpoint["guard"])
         self._rng = checkpoint.get("rng")
 
     def refuse_other(self, checkpoint: dict[str, Any]) -> None:
         """Raise ``ResvaeError`` where the checkpoint holds another model than this one."""
-        here, there = self._description(), checkpoint.get("resvae")
+        here, there = self.description(), checkpoint.get("resvae")
         if here != there and there is not None:  # arguments newer than the checkpoint have their defaults
             with suppress(ResvaeError), torch.device("meta"):
                 there = describe(build(there))
@@ -174,10 +177,14 @@ class LitModel(pl.LightningModule, ABC):
             # Lightning's own count for the logs is off by one after some interruptions
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
-    def _description(self) -> dict[str, Any] | None:
-        """What the model is; None for one that only code can build: a user's own, or around a given encoder."""
-        known = type(self.model).__name__ in MODELS and self.model.arguments is not None
-        return describe(self.model) if known else None
+    def description(self) -> dict[str, Any] | None:
+        """What the model is; None for one that only code can build: a user's own, or with a part that was given."""
+        if type(self.model).__name__ not in MODELS or self.model.arguments is None:
+            return None
+        with suppress(TypeError):  # a merge that is a function
+            json.dumps(self.model.arguments)
+            return describe(self.model)
+        return None
 
     def _log_means(self, split: str, values: dict[str, Tensor], num: int) -> None:
         """Log the means over a batch of ``num`` images, to be averaged over the epoch."""

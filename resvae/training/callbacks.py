@@ -117,7 +117,7 @@ class ImageGrids(Callback):
     The same noise and the same validation images every time; the training's random stream is left alone.
 
     Args:
-        every_n_epochs: how often; 0 for never. The last epoch always draws.
+        every_n_epochs: how often; 0 for never. The epoch ``max_epochs`` always draws.
         num: images a grid.
     """
 
@@ -134,13 +134,14 @@ class ImageGrids(Callback):
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
         due = self.every_n_epochs and ((trainer.current_epoch + 1) % self.every_n_epochs == 0 or last)
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if due and fitting and trainer.is_global_zero:
-            self._draw(trainer, pl_module)
+        if due and fitting:
+            folder = Path(str(trainer.log_dir))  # all processes must ask for it
+            if trainer.is_global_zero:
+                self._draw(trainer, pl_module, folder)
 
-    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path) -> None:
         vae: Any = pl_module.vae
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        folder = Path(str(trainer.log_dir))
         with isolated(vae, 0) as device:
             samples = vae.sample(self.num)
             originals = data.images("val")[: self.num].to(device)

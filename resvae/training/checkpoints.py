@@ -32,7 +32,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
-class StepCheckpoint(ModelCheckpoint):
+class RunCheckpoint(ModelCheckpoint):
+    """Of a run's folder, wherever that stands: Lightning's own forgets its best where the folder was moved.
+
+    A run that starts from another's checkpoint has no best yet.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """The same for subclasses, so that checkpoints fit whichever of them wrote."""
+        return super().state_key.replace(type(self).__qualname__, "ModelCheckpoint", 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best of this folder."""
+        folder = Path(str(self.dirpath))
+
+        def here(path: str) -> str:
+            return str(folder / Path(path).name) if path else path
+
+        if state_dict["best_model_path"] and Path(here(state_dict["best_model_path"])).is_file():
+            paths = {k: here(state_dict[k]) for k in ("best_model_path", "kth_best_model_path", "last_model_path")}
+            models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+            super().load_state_dict(state_dict | paths | {"best_k_models": models, "dirpath": self.dirpath})
+
+
+class StepCheckpoint(RunCheckpoint):
     """Saves every so many updates, but not after an epoch's last: Lightning would resume there without validating."""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

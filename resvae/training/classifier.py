@@ -51,9 +51,9 @@ class LitClassifier(LitModel):
         """The classifier: images to logits."""
         return self.classifier.forward
 
-    def monitored(self) -> list[str]:
+    def monitored(self) -> dict[str, str]:
         """What early stopping may watch."""
-        return ["val/error", "val/loss"]
+        return {"val/error": "min", "val/loss": "min"}
 
     def refuse_data(self, data: Any) -> None:
         """Raise ``ResvaeError`` where the images do not fit the model, or their labels do not."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 from resvae.errors import ResvaeError
 from resvae.storage import write_atomically
@@ -32,6 +33,7 @@ class RunCSVLogger(CSVLogger):
         super().__init__(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=1)
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
         """The writer, made at its first use."""
         if self._experiment is None:
@@ -43,9 +45,9 @@ def drop_rows_after(metrics: Path, step: int) -> None:
     """Forget the rows that a run from a checkpoint at ``step`` will write again."""
     if not metrics.is_file():
         return
-    with metrics.open(newline="") as file:
-        reader = csv.DictReader(file)
-        keys, rows = list(reader.fieldnames or []), list(reader)
+    text = metrics.read_text()
+    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a kill may have cut the last one short
+    keys, rows = list(reader.fieldnames or []), list(reader)
 
     def write(path: Path) -> None:
         with path.open("w", newline="") as file:
@@ -63,7 +65,8 @@ def make_loggers(folder: Path, tracker: Tracker) -> list[Logger]:
         ResvaeError: a tracker that is asked for by name and not installed.
     """
     loggers: list[Logger] = [RunCSVLogger(folder)]
-    installed = importlib.util.find_spec(tracker if tracker != "auto" else "wandb") if tracker != "none" else None
+    spec = importlib.util.find_spec(tracker if tracker != "auto" else "wandb") if tracker != "none" else None
+    installed = spec is not None and spec.origin is not None  # not a mere folder of that name, such as W&B leaves
     if tracker in ("wandb", "tensorboard") and not installed:
         raise ResvaeError(f"tracker: {tracker} is not installed: pip install 'resvae[{tracker}]'")
     if tracker == "tensorboard":

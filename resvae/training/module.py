@@ -62,11 +62,10 @@ class LitVAE(LitModel):
         """The ELBO's terms of a batch of images."""
         return self.vae.elbo
 
-    def monitored(self) -> list[str]:
+    def monitored(self) -> dict[str, str]:
         """What early stopping may watch; bits/dim where the likelihood has them."""
-        names = ["loss", "elbo", "log_likelihood", "kl"]
-        names += ["bits_per_dim"] if self.vae.likelihood.discrete else []
-        return [f"val/{name}" for name in names]
+        modes = {"val/loss": "min", "val/elbo": "max", "val/log_likelihood": "max", "val/kl": "min"}
+        return modes | ({"val/bits_per_dim": "min"} if self.vae.likelihood.discrete else {})
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of one batch, a scalar, nats an image."""

@@ -13,14 +13,15 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, RichProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities import rank_zero_only
 
 from resvae.data import ImageDataModule
-from resvae.errors import ResvaeError, at_least
-from resvae.storage import SHIPPED, best_checkpoint, read_checkpoint
+from resvae.errors import ResvaeError, at_least, one_line
+from resvae.storage import SHIPPED, best_checkpoint, latest_checkpoint, read_checkpoint
 from resvae.training.callbacks import FinalValidation, ImageGrids
-from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint, StepCheckpoint
+from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint, RunCheckpoint, StepCheckpoint
 from resvae.training.classifier import LitClassifier
 from resvae.training.loggers import Tracker, drop_rows_after, make_loggers
 from resvae.training.module import LitVAE
@@ -36,6 +37,7 @@ CHATTER = (
     ".*is set, but there is no last checkpoint available.*",  # and not find it
     ".*is smaller than the logging interval.*",  # all is logged an epoch
     ".*LeafSpec.* is deprecated.*",
+    ".*recommended to use .self.log.*sync_dist=True.*",  # in training the first process's figures will do
     ".*callbacks used to create the checkpoint need to be provided.*",  # training's, when testing
 )
 
@@ -78,16 +80,34 @@ class RunCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         self.folder = Path(config.runs) / config.name
         if config.ckpt_path in ("last", "best"):
-            config.ckpt_path = str(self.folder / "checkpoints" / f"{config.ckpt_path}.ckpt")
+            named = self.folder / "checkpoints" / f"{config.ckpt_path}.ckpt"
+            config.ckpt_path = str((config.ckpt_path == "last" and latest_checkpoint(self.folder)) or named)
         self.resumed = read_checkpoint(config.ckpt_path) if config.ckpt_path else None
         if self.config.subcommand != "fit":
+            if self.resumed is None:
+                raise ResvaeError("ckpt_path: it is missing; best, last or a file is needed (or a run's folder alone)")
             return
-        if self.resumed is None:
-            self.folder = _free(self.folder)
-        elif "loops" not in self.resumed:
+        if self.resumed is not None and "loops" not in self.resumed:
             raise ResvaeError(f"checkpoint: {config.ckpt_path} was not written by fit; it cannot be resumed")
-        elif Path(config.ckpt_path).parent.parent.resolve() != self.folder.resolve():
-            self.folder = _free(self.folder)  # another run's checkpoint starts a run of its own
+        # another run's checkpoint starts a run of its own
+        self.new = self.resumed is None or Path(config.ckpt_path).parent.parent.resolve() != self.folder.resolve()
+        if self.new:
+            self.folder = _free(self.folder)
+            config.name = self.folder.name
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what a trainer would take, and a run can do nothing with."""
+        trainer = self.config[self.config.subcommand].trainer
+        if trainer.precision not in (None, 32, "32", "32-true"):
+            raise ResvaeError(f"trainer.precision: {trainer.precision} is not allowed; set model.precision")
+        if self.config.subcommand != "fit":
+            return
+        for field in ("fast_dev_run", "barebones"):
+            if value := trainer[field]:
+                raise ResvaeError(f"trainer.{field}: {value} is not allowed; for a short run set trainer.max_steps")
+        for field in ("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches"):
+            if (value := trainer[field]) is not None and value == 0:
+                raise ResvaeError(f"trainer.{field}: {value} is not allowed; a run trains, and validates")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with the run's loggers, checkpoints and progress."""
@@ -108,9 +128,9 @@ class RunCLI(LightningCLI):
                 FinalValidation(),
                 Summary(self.folder),
                 InterruptedCheckpoint(checkpoints, "interrupted"),
-                ModelCheckpoint(filename="best", monitor=stopping.monitor, mode=stopping.mode, **common),
+                RunCheckpoint(filename="best", monitor=stopping.monitor, mode=stopping.mode, **common),
                 StepCheckpoint(filename="last", every_n_train_steps=config.save_every_n_steps, **common),
-                ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
+                RunCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
             ]
         return trainer
 
@@ -118,9 +138,15 @@ class RunCLI(LightningCLI):
         """Refuse what does not fit together while nothing is written yet; then make the run's folder."""
         data, model = self.datamodule, self.model
         model.refuse_data(data)
-        monitor = self.config.fit.early_stopping.monitor
-        if monitor not in model.monitored():
-            raise ResvaeError(f"early_stopping.monitor: {monitor} is not logged; one of {', '.join(model.monitored())}")
+        stopping, modes = self.config.fit.early_stopping, model.monitored()
+        if (mode := modes.get(stopping.monitor)) is None:
+            raise ResvaeError(f"early_stopping.monitor: {stopping.monitor} is not logged; one of {', '.join(modes)}")
+        if stopping.mode != mode:
+            raise ResvaeError(f"early_stopping.mode: {stopping.mode} is not allowed with {stopping.monitor}; {mode}")
+        try:
+            model.optimizer(model.parameters())
+        except ValueError as error:
+            raise ResvaeError(f"model.optimizer: {one_line(error)}") from error
         timed = self.config.fit.trainer.max_time is not None
         if not timed and self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             model.schedule.at(math.inf)
@@ -129,12 +155,20 @@ class RunCLI(LightningCLI):
                 callback.drawn(model, 0)
         if self.resumed is not None:
             model.refuse_other(self.resumed)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config.fit.ckpt_path = None  # what is saved says how to train, not where this time began
+        if not _is_first():  # the others write nothing
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=not self.new)
+        except FileExistsError as error:
+            raise ResvaeError(f"name: {self.folder} is there since a moment ago; choose another") from error
         if self.resumed is not None:
             drop_rows_after(self.folder / "metrics.csv", self.resumed["global_step"])
 
     def after_fit(self) -> None:
         """Tell how it ended and what was written."""
+        if not self.trainer.is_global_zero:
+            return
         for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, Summary):
                 print(callback.text())
@@ -209,7 +243,8 @@ def _names_classifier(arguments: list[str]) -> bool:
                 content = yaml.safe_load(Path(value or following).read_text())
             except (OSError, ValueError, yaml.YAMLError):  # the parser will say it better
                 continue
-            if isinstance(content, dict) and "classifier" in (content.get("model") or ()):
+            model = content.get("model") if isinstance(content, dict) else None
+            if isinstance(model, dict) and "classifier" in model:
                 return True
     return False
 
@@ -227,6 +262,11 @@ def with_environment(verb: str, arguments: list[str]) -> list[str]:
     return [*arguments[:start], *fields, *arguments[start:]]
 
 
+def _is_first() -> bool:
+    """Whether this process is the one that writes; before training is set up, only the environment tells."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def _free(folder: Path) -> Path:
     """The folder, or with the next number where a run is there already: what is saved is never written over."""
     numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
@@ -237,7 +277,7 @@ def data_of(
     model: str,
     data: str | None = None,
     path: str | None = None,
-    root: str = "data",
+    root: str | None = None,
     image_shape: tuple[int, int, int] | None = None,
 ) -> ImageDataModule:
     """The data to use a model on.
@@ -245,8 +285,8 @@ def data_of(
     Args:
         model: a run's folder or the name of shipped weights, where ``data`` is not told.
         data: the data set; a run's own unless told.
-        path: of the folder or .npz, for the data sets of those names.
-        root: where data sets are.
+        path: of the folder or .npz, for the data sets of those names; the run's own unless told.
+        root: where data sets are; the run's own unless told, or ``data``.
         image_shape: ``(C, H, W)`` that the model takes; any unless told.
 
     Raises:
@@ -255,11 +295,12 @@ def data_of(
     config = Path(model) / "config.yaml"
     if not config.is_file():
         config = SHIPPED / config
+    places: dict[str, Any] = {k: v for k, v in {"path": path, "root": root}.items() if v is not None}
     if data is not None:
         square = image_shape[1] if image_shape and image_shape[1] == image_shape[2] else None
-        module = ImageDataModule(data, root, path=path, image_size=square)
+        module = ImageDataModule(data, image_size=square, **places)
     elif config.is_file():
-        module = ImageDataModule(**(yaml.safe_load(config.read_text()).get("data") or {}))
+        module = ImageDataModule(**(yaml.safe_load(config.read_text()).get("data") or {}) | places)
     else:
         raise ResvaeError(f"data: {model} is not a run's folder; name the data set: --data cifar10")
     if image_shape not in (None, module.image_shape):

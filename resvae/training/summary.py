@@ -34,20 +34,21 @@ class Summary(Callback):
         callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         self._throughput = next(callback for callback in callbacks if isinstance(callback, Throughput))
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        model: Any = pl_module.model
+        module: Any = pl_module
+        model = module.model
         self._about = {
             "name": self.folder.name,
             "model": type(model).__name__,
-            "arguments": model.arguments,
+            "arguments": model.arguments if module.description() else None,
             "parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             "hardware": hardware(pl_module.device),
             "torch": torch.__version__,
             "commit": commit(),  # of the code that runs: the checkout may move on meanwhile
         }
-        print(
+        self._print(
+            trainer,
             f"{self._about['model']}, {self._about['parameters']:,} parameters, on {data.num_train:,} images "
             f"({data.num_val:,} to validate) -> {self.folder}",
-            flush=True,
         )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -62,7 +63,7 @@ class Summary(Callback):
             others = ("bits_per_dim", "loss_over_floor", "kl", "error")
             self.best |= {name: metrics[f"val/{name}"] for name in others if f"val/{name}" in metrics}
         self._write(trainer, "running")
-        print(_line(trainer.current_epoch + 1, metrics), flush=True)
+        self._print(trainer, _line(trainer.current_epoch + 1, metrics))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write why it ended."""
@@ -83,8 +84,14 @@ class Summary(Callback):
         return dict(self.best)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's best figures."""
-        self.best = dict(state_dict)
+        """Go on from a checkpoint's best figures; those of another run's checkpoint are not this one's."""
+        if (self.folder / "checkpoints/best.ckpt").is_file():
+            self.best = dict(state_dict)
+
+    @staticmethod
+    def _print(trainer: pl.Trainer, text: str) -> None:
+        if trainer.is_global_zero:
+            print(text, flush=True)
 
     def _write(self, trainer: pl.Trainer, ended: str) -> None:
         self.summary = {

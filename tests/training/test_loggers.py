@@ -140,3 +140,9 @@ def test_rows_that_will_be_written_again_are_dropped(tmp_path):
     metrics.write_text("step,val/loss\n0,5\n2,4\n3,3\n7,2\n")
     drop_rows_after(metrics, 3)
     assert metrics.read_text().split() == ["step,val/loss", "0,5", "2,4"]
+    metrics.write_text("step,val/loss\n0,5\n2,")  # a kill in the middle of a line
+    drop_rows_after(metrics, 3)
+    assert metrics.read_text().split() == ["step,val/loss", "0,5"]
+    metrics.write_text("step,val")
+    drop_rows_after(metrics, 3)
+    assert not metrics.read_text().strip()

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+import yaml
 
 import resvae
+from resvae import ImageDataModule
 from resvae.cli import main
+from resvae.storage import best_checkpoint, build
 from resvae.training.checkpoints import AtomicCheckpointIO
 from resvae.training.module import LitVAE
+from resvae.training.summary import read_summary
 
 # 7 batches an epoch, the last one smaller
 CONFIG = """
@@ -246,3 +251,112 @@ def test_a_new_run_never_writes_over_an_old_one(tmp_path, whole):
     assert main(command(tmp_path, "--trainer.max_epochs", "1")) == 0
     assert_same(last(tmp_path), before, "last")
     assert (tmp_path / "runs/run-2/checkpoints/last.ckpt").is_file()
+
+
+def test_a_configuration_is_its_own_runs(tmp_path, whole):
+    shutil.copytree(whole / "runs", tmp_path / "runs")
+    before = last(tmp_path)
+    assert main(command(tmp_path, "--trainer.max_epochs", "1")) == 0
+    again = ["fit", "--config", str(tmp_path / "runs/run-2/config.yaml"), "--ckpt_path", "last"]
+    assert main([*again, "--trainer.max_epochs", "2"]) == 0
+    assert_same(last(tmp_path), before, "last")
+    config = yaml.safe_load((tmp_path / "runs/run-2/config.yaml").read_text())
+    assert (config["name"], config["ckpt_path"], config["trainer"]["max_epochs"]) == ("run-2", None, 2)
+
+
+def test_two_runs_that_start_together_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
+    def taken(folder):
+        (folder / "checkpoints").mkdir(parents=True)
+        return folder
+
+    monkeypatch.setattr("resvae.training.run._free", taken)
+    assert main(command(tmp_path)) == 2
+    assert "run is there since a moment ago; choose another" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs/run").iterdir()] == ["checkpoints"]
+
+
+@pytest.mark.parametrize("moved", ["renamed", "run"])
+def test_the_best_of_a_run_stays_its_best_wherever_its_folder_is(tmp_path, whole, moved, capsys):
+    shutil.copytree(whole / "runs/run", tmp_path / "runs" / moved)
+    best = tmp_path / "runs" / moved / "checkpoints/best.ckpt"
+    before = best.read_bytes()
+    worse = ["--name", moved, "--ckpt_path", "last", "--data.flip", "false", "--trainer.limit_train_batches", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LitVAE, "evaluate", worsened(LitVAE.evaluate))
+        assert main(command(tmp_path, *worse, "--trainer.max_epochs", "4")) == 0
+    assert best.read_bytes() == before
+    assert "(epoch 3)" in capsys.readouterr().out
+
+
+def worsened(evaluate):
+    """Validation whose losses are all larger by 1,000 nats."""
+
+    def log(self, split, values, num):
+        really_log(self, split, {name: value + 1000 for name, value in values.items()}, num)
+
+    really_log = LitVAE._log_means
+
+    def worse(self, *arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LitVAE, "_log_means", log)
+            evaluate(self, *arguments)
+
+    return worse
+
+
+def test_a_run_from_anothers_checkpoint_has_a_best_of_its_own(tmp_path, whole):
+    shutil.copytree(whole / "runs", tmp_path / "runs")
+    other = str(tmp_path / "runs/run/checkpoints/last.ckpt")
+    before = (tmp_path / "runs/run/checkpoints/best.ckpt").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LitVAE, "evaluate", worsened(LitVAE.evaluate))
+        assert main(command(tmp_path, "--name", "fork", "--ckpt_path", other, "--trainer.max_epochs", "4")) == 0
+    assert (tmp_path / "runs/run/checkpoints/best.ckpt").read_bytes() == before
+    summary = read_summary(tmp_path / "runs/fork")
+    best = torch.load(tmp_path / "runs/fork/checkpoints/best.ckpt", weights_only=True)
+    assert summary["epoch"] == best["epoch"] + 1 == 4
+    assert summary["val_loss"] > 1000
+
+
+def test_last_is_the_interruption_where_that_is_newer(tmp_path, whole):
+    folder = tmp_path / "runs/run/checkpoints"
+    shutil.copytree(whole / "moments/09/runs", tmp_path / "runs")
+    (folder / "last.ckpt").rename(folder / "interrupted.ckpt")
+    (folder / "best.ckpt").unlink()
+    assert best_checkpoint(folder.parent) == folder / "interrupted.ckpt"
+    assert main(command(tmp_path, "--ckpt_path", "last", every=1)) == 0
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_test_leaves_nothing_to_the_next_training(tmp_path, whole):
+    def fit(module):
+        pl.seed_everything(3, verbose=False)
+        trainer = pl.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer.fit(module, ImageDataModule("digits", batch_size=32))
+        return module.guard, torch.get_rng_state()
+
+    saved = torch.load(whole / "runs/run/checkpoints/last.ckpt", weights_only=True)
+    fresh, tested = (LitVAE(build(saved["resvae"])) for _ in range(2))  # pyright: ignore[reportArgumentType]
+    checkpoint = str(whole / "runs/run/checkpoints/last.ckpt")
+    trainer = pl.Trainer(logger=False, enable_progress_bar=False)
+    trainer.test(tested, ImageDataModule("digits"), ckpt_path=checkpoint, weights_only=True, verbose=False)
+    fresh.load_state_dict(tested.state_dict())
+    assert_same(fit(tested)[1], fit(fresh)[1], "noise")
+    assert tested.guard == fresh.guard
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_run(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(resvae.__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    for name in ("run", "run-2"):
+        both = [
+            sys.executable,
+            "-m",
+            "resvae",
+            *command(tmp_path, "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+        ]
+        done = subprocess.run(both, env=environment, timeout=120, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"-> {tmp_path / 'runs' / name}\n") == 1  # one of the two tells
+        assert len(list((tmp_path / "runs" / name / "samples").iterdir())) == 3
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"run", "run-2"}
