@@ -30,6 +30,13 @@ images: {num: 8}
 tracker: none
 """
 
+MERGE = """
+from torch import Tensor
+
+def mean(x: Tensor, f: Tensor) -> Tensor:
+    return (x + f) / 2
+"""
+
 
 class Code:
     """A pickle that leaves a file when it runs."""
@@ -173,7 +180,7 @@ def test_bad_input_is_one_line_and_nothing_is_half_written(there, capsys, argume
 
 
 def test_a_model_that_json_cannot_hold_trains_all_the_same(there, tmp_path, capsys, monkeypatch):
-    (tmp_path / "merges_of_mine.py").write_text("def mean(x, f):\n    return (x + f) / 2\n")
+    (tmp_path / "merges_of_mine.py").write_text(MERGE)
     monkeypatch.syspath_prepend(tmp_path)
     merge = ["--model.vae.block.merge", "merges_of_mine.mean", "--runs", str(tmp_path)]
     assert main(["fit", "--config", "config.yaml", *merge]) == 0
