@@ -153,6 +153,8 @@ def parse() -> argparse.Namespace:
     run.add_argument("--widths", type=_tuple, default=(64, 128, 256, 512), help="16,32,64")
     run.add_argument("--strides", type=_tuple, help="1 and then 2 a stage unless told")
     arguments = parser.parse_args()
+    if arguments.out and not Path(arguments.out).resolve().parent.is_dir():
+        parser.error(f"--out: {arguments.out} cannot be written; its folder does not exist")
     if arguments.seeds < 1:
         parser.error(f"seeds: {arguments.seeds} is not allowed; at least 1")
     arguments.strides = arguments.strides or (1,) + (2,) * (len(arguments.widths) - 1)

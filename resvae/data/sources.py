@@ -183,7 +183,9 @@ def _folder(path: Path, image_size: int | None, on_corrupt: str) -> Source:
     names = sorted({name for files in parts.values() for name in files.values()})
     classes = {} if "" in names else {name: number for number, name in enumerate(names)}
     sets = [_pictures(part, files, classes, image_size, on_corrupt) for part, files in parts.items()]
-    return (sets[0], sets[1]) if apart else _split(sets[0], TEST_EVERY)
+    train, test = sets if apart else _split(sets[0], TEST_EVERY)
+    # Class after class as they are found; the first so many are to be some of every class.
+    return train, test.take(torch.randperm(len(test.y), generator=torch.Generator().manual_seed(0)))
 
 
 def _files(path: Path) -> dict[Path, str]:

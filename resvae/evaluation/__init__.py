@@ -1,12 +1,12 @@
 """Measuring models and drawing what they make."""
 
-from resvae.evaluation.classification import Classification, classify
+from resvae.evaluation.classification import Classification, check_labels, classify
 from resvae.evaluation.distances import Distances, distances, feature_network, generate
 from resvae.evaluation.full import full_report
 from resvae.evaluation.grids import beside, image_grid, save_grid
 from resvae.evaluation.metrics import ActiveUnits
 from resvae.evaluation.neighbours import Neighbours, nearest, neighbours
-from resvae.evaluation.page import write_page, write_report
+from resvae.evaluation.page import write_report
 from resvae.evaluation.probe import Probe, linear_probe, probe
 from resvae.evaluation.provenance import commit, hardware
 from resvae.evaluation.report import Report, evaluate
@@ -19,6 +19,7 @@ __all__ = [
     "Probe",
     "Report",
     "beside",
+    "check_labels",
     "classify",
     "commit",
     "distances",
@@ -33,6 +34,5 @@ __all__ = [
     "neighbours",
     "probe",
     "save_grid",
-    "write_page",
     "write_report",
 ]

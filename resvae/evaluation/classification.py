@@ -53,6 +53,15 @@ class Classification:
         return f"- {self.model}: {told}\n- {self.hardware}, torch {self.torch}, resvae {self.resvae}{at}"
 
 
+def check_labels(classifier: ResNetClassifier, y: Tensor, data: str | None) -> None:
+    """Raise ``ResvaeError`` where a data set's labels ``[N]`` are not some of a classifier's, or all are the same."""
+    classes = classifier.classifier.out_features
+    if not len(y) or y.min() < 0 or y.max() >= classes:
+        raise ResvaeError(f"data: the labels of {data} are not allowed; 0 to {classes - 1}, of one image or more")
+    if len(y) > 1 and y.min() == y.max():
+        raise ResvaeError(f"data: the images of {data} are not labelled, or all alike; two classes or more are needed")
+
+
 def classify(
     classifier: ResNetClassifier,
     x: Tensor,
@@ -70,11 +79,9 @@ def classify(
         source, data, split: for the record.
 
     Raises:
-        ResvaeError: images without labels, or more classes than the classifier has.
+        ResvaeError: images without labels, of one class alone, or of more classes than the classifier has.
     """
-    classes = classifier.classifier.out_features
-    if not len(y) or y.min() < 0 or y.max() >= classes:
-        raise ResvaeError(f"data: the labels of {data} are not allowed; 0 to {classes - 1}, of one image or more")
+    check_labels(classifier, y, data)
     with isolated(classifier, 0) as device:
         logits = torch.cat([classifier(images.to(device)).cpu() for images in x.split(BATCH)])
     return Classification(

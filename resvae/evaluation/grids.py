@@ -26,12 +26,12 @@ def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
 def beside(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> Tensor:
     """Rows of originals ``[N, C, H, W]``, each over the row of their reconstructions, for ``image_grid``.
 
-    N is cut to a multiple of ``columns`` where it is larger.
+    The last rows are filled with white.
     """
     columns = min(columns, len(originals))
-    rows = len(originals) // columns
-    pairs = torch.stack([a[: rows * columns].unflatten(0, (rows, columns)) for a in (originals, reconstructions)], 1)
-    return pairs.flatten(0, 2)
+    white = originals.new_ones(-len(originals) % columns, *originals.shape[1:])
+    whole = [torch.cat([images, white]).unflatten(0, (-1, columns)) for images in (originals, reconstructions)]
+    return torch.stack(whole, 1).flatten(0, 2)
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> Path:

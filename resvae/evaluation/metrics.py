@@ -39,16 +39,20 @@ def bound_curve(log_weights: Iterable[Tensor], ks: Sequence[int]) -> Tensor:
 
 
 class ActiveUnits:
-    """Counts latents that the encoder uses: Var_x E_q[z] > .01 (Burda 2016, section 5.2), in one pass over the data."""
+    """Counts latents that the encoder uses: Var_x E_q[z] > .01 (Burda 2016, section 5.2), in one pass over the data.
+
+    Of latents whose prior depends on others, E_q[z] is taken from the prior's mean: what moves with the latents above
+    says nothing of its own.
+    """
 
     def __init__(self) -> None:
         self._num = 0
         self._mean = torch.zeros(())
         self._squares = torch.zeros(())
 
-    def update(self, posterior_mean: Tensor) -> None:
-        """Add posterior means ``[B, ...]``."""
-        values = posterior_mean.detach().flatten(1).double().cpu()
+    def update(self, shift: Tensor) -> None:
+        """Add posterior means less prior means ``[B, ...]``."""
+        values = shift.detach().flatten(1).double().cpu()
         # Welford's update in batches: sums of squares alone would cancel for means far from 0.
         num = self._num + len(values)
         mean = values.mean(0)
@@ -64,8 +68,8 @@ class ActiveUnits:
 
     def variance(self) -> Tensor:
         """Var_x E_q[z] of each latent, ``[D]``."""
-        return self._squares / max(self._num - 1, 1)
+        return self._squares / (self._num - 1)
 
-    def count(self) -> int:
-        """How many of the D latents vary by more than .01."""
-        return int((self.variance() > THRESHOLD).sum())
+    def count(self) -> int | None:
+        """How many of the D latents vary by more than .01; None of fewer than two images."""
+        return None if self._num < 2 else int((self.variance() > THRESHOLD).sum())

@@ -49,7 +49,7 @@ class Report:
     bits_per_dim: float | None  # of the ELBO; None where the likelihood is no probability of the 256 values
     bits_per_dim_importance_weighted: float | None
     loss_over_floor: float | None  # -elbo over the entropy of real-valued targets (Bernoulli)
-    active_units: int  # latents whose posterior mean varies by more than .01 over the images (Burda 2016)
+    active_units: int | None  # latents whose posterior mean, less the prior's, varies by more than .01 (Burda 2016)
     latents: int
     psnr: float  # decibels, of reconstructions
     ssim: float | None  # None for images of under 6 pixels
@@ -83,7 +83,7 @@ class Report:
             ("bits/dim (ELBO)", self.bits_per_dim, ".4f"),
             *((f"bits/dim (IW-{bound.k}){part}", bound.bits_per_dim, ".4f") for bound in curve),
             ("nats over the floor", self.loss_over_floor, ".2f"),
-            ("active units", f"{self.active_units} of {self.latents}", ""),
+            ("active units", None if self.active_units is None else f"{self.active_units} of {self.latents}", ""),
             ("PSNR, dB", self.psnr, ".2f"),
             ("SSIM", self.ssim, ".4f"),
         ]
@@ -175,7 +175,7 @@ def evaluate(
             psnr.update(reconstruction, x)
             if similar:
                 ssim.update(reconstruction, x)
-            active.update(vae.posterior(x).mean)
+            active.update(vae.shift(x))
     if not terms:
         raise ResvaeError("images: there are none to evaluate on")
 

@@ -68,6 +68,10 @@ class ImageVAE(nn.Module, ABC):
         at_least(1, num=num)
         return self._pixels(self.decode(self.sample_prior(num, temperature)), pixel_noise)
 
+    def shift(self, x: Tensor) -> Tensor:
+        """``[B, D]``: the posterior's mean less the prior's given the latents above: what the image itself decides."""
+        return self.posterior(x).mean
+
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """The mean of p(x|z) at the posterior's mean, float32 in [0, 1], ``[B, C, H, W]``."""

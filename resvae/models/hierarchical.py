@@ -194,6 +194,17 @@ class HierarchicalVAE(ImageVAE):
                 weight = weight + log_prob(visit.prior, visit.z) - log_prob(visit.posterior, visit.z)
             yield weight
 
+    def shift(self, x: Tensor) -> Tensor:
+        """``[B, D]``: each level's posterior mean less its prior's, both given the posterior's means above."""
+
+        def choose(level: int, prior: Normal, posterior: Normal | None) -> Tensor:
+            assert posterior is not None
+            return posterior.mean
+
+        _, visits = self.descend(choose, x)
+        shifts = [(visit.posterior.mean - visit.prior.mean).flatten(1) for visit in visits if visit.posterior]
+        return torch.cat(shifts, 1)
+
     @torch.no_grad()
     def reconstruct(self, x: Tensor, num_levels: int | None = None) -> Tensor:
         """Images from the posterior's means, float32 in [0, 1], ``[B, C, H, W]``.

@@ -17,9 +17,10 @@ from resvae.studies.record import Record, Row, subject
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 NOTES = (
-    "ratio, |F(x)| / |x|: x as the connection hands it on, or as it is in a plain block, whose sum is F(x) alone. A "
-    "panel's scale ends at 99.5 % of its magnitudes. Overview: maps about their means, along the sum's first principal "
-    "channel, where x and F(x) add up to the sum; red where it is bright. Eval mode, seed {}. No figures are reported."
+    "ratio, |F(x)| / |x|: x as the connection hands it on, or as it is in a plain block, where F(x) alone goes on. "
+    "merged: their sum, or what the block's merge makes of them. A panel's scale ends at 99.5 % of its magnitudes. "
+    "Overview: maps about their means, along the merged map's first principal channel, where x and F(x) add up to "
+    "their sum; red where it is bright. Eval mode, seed {}. No figures are reported."
 )
 
 
@@ -31,8 +32,8 @@ class Passage:
     x: Tensor  # what comes in
     carried: Tensor  # what the connection hands to the merge
     added: Tensor  # F(x), what the branch hands to it
-    merged: Tensor  # their sum
-    activation: Tensor  # of the sum; in a block that does not end with one, what its first convolution is given
+    merged: Tensor  # their sum, or what the block's merge makes of them
+    activation: Tensor  # of that; in a block that does not end with one, what its first convolution is given
     filters: Tensor  # of the branch's first convolution larger than 1x1
 
 
@@ -97,7 +98,7 @@ def write_block(passage: Passage, title: str, picture: Tensor, path: Path) -> No
     out, into = passage.filters.shape[:2]
     filters = f"filters, {min(8, out)} of {out} outputs (rows), {min(8, into)} of {into} inputs"
     panels = {"image": image_grid(picture), filters: _tiled(passage.filters[:8, :8].flatten(0, 1), min(8, into))}
-    maps = {"x": passage.x, "F(x)": passage.added, "sum": passage.merged, ends: passage.activation}
+    maps = {"x": passage.x, "F(x)": passage.added, "merged": passage.merged, ends: passage.activation}
     for name, each in maps.items():
         columns = 2 ** ((min(64, len(each)) - 1).bit_length() + 1 >> 1)  # 8 as 2x4
         panels[f"{name}, {min(64, len(each))} of {len(each)} channels"] = _tiled(each[:64], columns)
@@ -112,7 +113,7 @@ def write_overview(each: list[Passage], titles: list[str], picture: Tensor, path
 
     figure = Figure(figsize=(6, min(2.2, 400 / len(each)) * (len(each) + 1)), layout="constrained")
     axes = figure.subplots(len(each) + 1)
-    _draw(axes[0], image_grid(picture), "image; a row a block: x and F(x), and their sum")
+    _draw(axes[0], image_grid(picture), "image; a row a block: x and F(x), and both merged")
     for axis, passage, title in zip(axes[1:], each, titles, strict=True):
         maps = [passage.carried, passage.added, passage.merged][2 * passage.unit.block.plain :]
         maps = [each - each.mean((1, 2), keepdim=True) for each in maps]
@@ -127,7 +128,9 @@ def _row(i: int, passage: Passage) -> Row:
     shape = " to ".join("x".join(map(str, h.shape)) for h in (passage.x, passage.merged))
     stds = [float(h.std()) for h in (passage.x, passage.added, passage.merged)]
     cells = (i, passage.unit.name, shape, *stds, float(passage.added.norm() / passage.carried.norm()))
-    return dict(zip(("block", "name", "shape", "std of x", "std of F(x)", "std of sum", "ratio"), cells, strict=True))
+    return dict(
+        zip(("block", "name", "shape", "std of x", "std of F(x)", "std of merged", "ratio"), cells, strict=True)
+    )
 
 
 def _tiled(maps: Tensor, columns: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resvae.errors import ResvaeError
+from resvae.errors import at_least
 from resvae.models import ImageVAE
 from resvae.networks.blocks import ResidualBlock
 from resvae.networks.units import units
@@ -18,12 +18,12 @@ from resvae.studies.record import Record, Row, Subject, subjects
 
 WHEN = ("start", "trained")
 NOTES = (
-    "norm: of dL/dx, what comes back through the block to its input x, mean over batches of 32; L: the batch's mean "
-    "cross-entropy, or -ELBO of a VAE, nats an image. start: new weights, seed {}; trained: the checkpoint. Both in "
-    "train mode, as training sees them: in eval mode a new model would divide by statistics that it has not gathered. "
-    "connection, branch: the norm of what comes through each, over the whole's (He 2016, equation 5, for one block: "
-    "dL/dx = dL/dy (1 + dF/dx); no figures reported); the two add as vectors, so these need not sum to 1; a plain "
-    "block has one route. error: the largest norm of connection + branch - whole (autograd's), over the whole's."
+    "norm: of dL/dx, what comes back through the block to its input x, mean over batches of 32 to 63; L: the batch's "
+    "mean cross-entropy, or -ELBO of a VAE, nats an image. start: new weights, seed {}; trained: the checkpoint. Both "
+    "in train mode, as training sees them: in eval mode a new model would divide by statistics that it has not "
+    "gathered. connection, branch: the norm of what comes through each, over the whole's (He 2016, equation 5, for one "
+    "block: dL/dx = dL/dy (1 + dF/dx); no figures reported); the two add as vectors, so these need not sum to 1; a "
+    "plain block has one route. error: the largest norm of connection + branch - whole (autograd's), over the whole's."
 )
 
 
@@ -42,6 +42,7 @@ def gradients(
         seed: of the new weights, and of the noise in a VAE's posterior.
         out: the study's folder.
     """
+    at_least(2, num=num)  # nothing can be normalised over a batch of one
     studied = subjects(models, num, **images)
     record = Record(out, {"seed": seed} | {one.source: one.settings for one in studied})
     rows, notes, measured = list[Row](), [NOTES.format(seed)], dict[str, Tensor]()
@@ -67,7 +68,7 @@ def at_blocks(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 32) -> T
     Args:
         model: a classifier or a VAE; batch normalisation in train mode gathers statistics, as always.
         x, y: uint8 images ``[N, C, H, W]`` and labels ``[N]``.
-        batch_size: images whose mean loss is derived.
+        batch_size: images whose mean loss is derived, at least, where there are so many.
 
     Returns:
         ``[U, 4]``: the mean over batches of its norm, nats an image over the unit of the block's input; the norms of
@@ -78,7 +79,8 @@ def at_blocks(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 32) -> T
         for unit in found:  # a view: the levels of latents see x too, and what comes from them is not the block's
             hooks.enter_context(unit.block.register_forward_pre_hook(lambda _, h: (h[0].view_as(h[0]),)))
             hooks.enter_context(unit.block.register_forward_hook(lambda _, h, out: passed.append((h[0], out))))
-        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        parts = max(1, len(x) // batch_size)  # as many whole batches as there are; what is over is shared out
+        for images, labels in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
             value = loss(model, (images / 255).requires_grad_(), labels)  # of images too: blocks may have no stem
             ends = [h for pair in zip(*passed, strict=True) for h in pair]  # all inputs, all outputs
             grads = torch.autograd.grad(value, ends, allow_unused=True, materialize_grads=True)
@@ -107,10 +109,7 @@ def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The mean of a VAE's -ELBO, or of a classifier's cross-entropy, nats an image, a scalar."""
     if isinstance(model, ImageVAE):
         return -model.elbo(x).elbo.mean()
-    logits = model(x)
-    if y.max() >= logits.shape[1]:
-        raise ResvaeError(f"data: label {y.max()} is not allowed; the classifier has {logits.shape[1]} classes")
-    return F.cross_entropy(logits, y)
+    return F.cross_entropy(model(x), y)
 
 
 def write_plot(measured: dict[str, Tensor], path: Path) -> None:

@@ -45,7 +45,10 @@ class Launch:
 
     def __post_init__(self) -> None:
         at_least(1, jobs=self.jobs)
-        there = json.loads(self._kept.read_text()) if self._kept.is_file() else {}
+        try:
+            there = json.loads(self._kept.read_text()) if self._kept.is_file() else {}
+        except ValueError as error:
+            raise ResvaeError(f"{self.verb}: {self._kept} is damaged; remove it, or choose another folder") from error
         other = [name for name, value in self.common.items() if there.get(name) != value]
         if other and any(self.folder.glob("*/checkpoints/*.ckpt")):
             raise ResvaeError(
@@ -123,6 +126,7 @@ class Parser(argparse.ArgumentParser):
             description=description,
             epilog="Every other option goes to `resvae fit` of each run: --trainer.max_epochs 10 --data.limit 5000",
         )
+        self._prefix = f"RESVAE_{verb.split()[-1].upper()}__"
         self.add_argument("--config", default=config, help=f"the YAML of `resvae fit` [{config or 'needed'}]")
         own = "the configuration's own"
         self.add_argument("--seeds", default=seeds, help=f"0,1,2: one run a value and seed [{seeds or own}]")
@@ -130,6 +134,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--ray", help="run on Ray: a cluster's address, auto, or local; the workers share the disk")
         self.add_argument("--cpus", type=int, default=1, help="of --ray: cores a run")
         self.add_argument("--gpus", type=float, default=0, help="of --ray: GPUs a run")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The options, those that are not given from the environment: ``RESVAE_SWEEP__DEPTHS``."""
+        for action in self._actions:
+            if (value := os.environ.get(f"{self._prefix}{action.dest.upper()}")) is not None:
+                action.default = value  # argparse converts a default that is a text
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """argparse's complaint as a ``ResvaeError``, where argparse would exit."""
@@ -145,5 +156,5 @@ def listed(option: str, text: str, each: str = r"\d+(-\d+)*") -> list[tuple[int,
     """Numbers, or numbers with dashes, with commas between them, each once, or ``ResvaeError``."""
     parts = text.replace(" ", "").split(",")
     if not all(re.fullmatch(each, part) for part in parts):
-        raise ResvaeError(f"{option}: {text!r} is not allowed; give numbers with commas: 28,40,70,100")
+        raise ResvaeError(f"{option}: {text!r} is not allowed; give numbers with commas between")
     return list(dict.fromkeys(tuple(map(int, part.split("-"))) for part in parts))

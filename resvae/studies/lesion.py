@@ -144,9 +144,7 @@ def lesion(
     places = [([(u.name, u.changes) for u in units(m)], getattr(m, "stochastic", ())) for m in models.values()]
     if (kinds[0], places[0]) != (kinds[-1], places[-1]):
         raise ResvaeError(f"twin: {kinds[-1][0]} is not allowed; {kinds[0][0]} in the same places, and alike otherwise")
-    unit, top = chance(main.model)[0], int(main.y.max())
-    if unit == "error" and not 0 < top < main.model.classifier.out_features:
-        raise ResvaeError(f"data: labels 0 to {top} are not allowed; two or more of the classes of {model}")
+    unit = chance(main.model)[0]
     weights = {title: fingerprint(each) for title, each in models.items()}
     record, blocks = Record(out, main.settings | {"seed": seed}), parts(main.model)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.isolation import isolated
-from resvae.models import ImageVAE
+from resvae.models import HierarchicalVAE, ImageVAE
 from resvae.models.images import to_unit
 from resvae.networks import ResidualBlock
 from resvae.networks.units import Unit, replaced, summed
@@ -137,6 +137,7 @@ def paths(
         out: the study's folder; a study that was stopped goes on there.
     """
     at_least(1, draws=draws)
+    at_least(0, seed=seed)
     seen = subject(model, num, **images)
     n = len(summed(seen.model, "encoder"))
     record = Record(out, seen.settings | {"draws": draws, "seed": seed})
@@ -151,12 +152,14 @@ def paths(
     carried = [count * mean for count, (mean, _, _) in zip(counts, measured, strict=True)]
     table = [(k, math.log10(counts[k]), *measured[k], 100 * carried[k] / sum(carried)) for k in range(n + 1)]
     (first, last), (low, high) = shortest_range(counts), shortest_range(carried)
+    levels = isinstance(seen.model, HierarchicalVAE)  # they read the encoder's earlier stages, too
+    whole = "what comes back from the encoder's end, a part of the whole" if levels else "the whole"
     notes = (
         f"{seen.told} Seed {seed}, {draws} random paths a length, for {BATCH} images each. Norm: an image's gradient, "
         f"nats for pixels in [0, 1], mean and quantiles. 95% of all 2^{n} paths have {first} to {last} units. At k "
         f"units log(norm) is fitted by {fit[1]:.3g} {fit[0]:+.3g} k, R^2 {fit[2]:.3f}. 95% of norm x number of paths "
         f"comes from {low} to {high} units, {sum(counts[low : high + 1]) / 2**n:.2%} of all paths. Gradients of all "
-        "paths add up to the whole, outputs where units are linear. Reported (Veit et al. 2016, section 5; 54 units, "
+        f"paths add up to {whole}, outputs where units are linear. Reported (Veit et al. 2016, section 5; 54 units, "
         "CIFAR-10): over 95% of paths have 19 to 35 units; almost all gradient comes from 5 to 17 units, 0.45%."
     )
     columns = ("units", "log10 paths", "norm", "10%", "90%", "% of gradient")

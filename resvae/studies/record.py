@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from resvae.data import Split
 from resvae.errors import ResvaeError, at_least
-from resvae.evaluation import commit, hardware
+from resvae.evaluation import check_labels, commit, hardware
+from resvae.models import ResNetClassifier
 from resvae.storage import load, write_atomically
 from resvae.studies.table import Cell, write_table
 
@@ -54,6 +55,8 @@ def subject(source: str, num: int, split: Split = "test", **images: Any) -> Subj
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load(source).to(device)
     found = data_of(source, image_shape=model.image_shape, **images)
+    if isinstance(model, ResNetClassifier):
+        check_labels(model, found.labels(split), found.name)
     x, y = found.images(split)[:num], found.labels(split)[:num]
     weights = fingerprint(model)
     return Subject(
@@ -68,7 +71,9 @@ def subject(source: str, num: int, split: Split = "test", **images: Any) -> Subj
 
 def subjects(models: str | list[str], num: int, **images: Any) -> list[Subject]:
     """``subject`` of each model; of a text, of the names with commas between."""
-    names = models.split(",") if isinstance(models, str) else models
+    names = [name for part in models.split(",") if (name := part.strip())] if isinstance(models, str) else models
+    if not names:
+        raise ResvaeError(f"models: {models!r} is not allowed; one or more, with commas between")
     return [subject(name, num, **images) for name in dict.fromkeys(names)]
 
 
@@ -93,7 +98,10 @@ class Record:
         self.folder = Path(folder)
         self._path = self.folder / "study.json"
         settings = json.loads(json.dumps(settings, default=str))
-        kept = json.loads(self._path.read_text()) if self._path.is_file() else {}
+        try:
+            kept = json.loads(self._path.read_text()) if self._path.is_file() else {}
+        except ValueError as error:
+            raise ResvaeError(f"out: {self._path} is damaged; remove it, or choose another folder") from error
         there = kept.get("settings", settings)
         if other := [name for name in settings | there if there.get(name) != settings.get(name)]:
             raise ResvaeError(

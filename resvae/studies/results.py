@@ -74,10 +74,12 @@ def table(folder: Path, axis: str = "depth") -> str:
     if all(run.seed is None for run, _ in runs):
         return write_table(rows, folder, name, NOTES)
     write_table(rows, folder, f"{name}_runs", NOTES)
-    values = dict.fromkeys(run.value for run, _ in runs)
-    groups = [[row for (run, _), row in zip(runs, rows, strict=True) if run.value == value] for value in values]
+    groups: dict[tuple[int, ...], list[dict[str, Cell]]] = {}
+    for (run, summary), row in zip(runs, rows, strict=True):
+        if run.seed is not None and summary["ended"] != "running":  # the others are in the table of runs alone
+            groups.setdefault(run.value, []).append(row)
     notes = f"{NOTES} ±: the standard deviation over the seeds."
-    return write_table([over_seeds(group) for group in groups], folder, name, notes)
+    return write_table([over_seeds(group) for group in groups.values()], folder, name, notes)
 
 
 def write_plot(runs: Sequence[tuple[Point, dict[str, Any]]], path: Path) -> None:
@@ -143,8 +145,9 @@ def over_seeds(rows: Sequence[dict[str, Cell]]) -> dict[str, Cell]:
         if name == "seed":
             merged["seeds"] = len(rows)
         elif numbers and not name.startswith("reported"):
-            merged[name] = statistics.fmean(numbers)
-            if len(numbers) > 1:
+            whole = len(numbers) == len(rows)  # a mean of some of the seeds alone would pass for one of all
+            merged[name] = statistics.fmean(numbers) if whole else None
+            if len(numbers) > 1 and whole:
                 merged[f"{name} ±"] = statistics.stdev(numbers)
         else:
             merged[name] = different[0] if len(different) == 1 else ", ".join(map(str, different))

@@ -46,12 +46,13 @@ class Match:
             at_least(1, **{option: number})
 
     def limits(self) -> tuple[str, ...]:
-        """Where ``resvae fit`` ends, whatever the configuration says of it."""
+        """Where ``resvae fit`` ends, whatever the configuration says of it; early stopping would end it sooner."""
+        patient = f"--early_stopping.patience={10**9}"
         if self.seconds:
             time = json.dumps({"seconds": self.seconds})
-            return f"--trainer.max_time={time}", "--trainer.max_epochs=-1", "--trainer.max_steps=-1"
+            return f"--trainer.max_time={time}", "--trainer.max_epochs=-1", "--trainer.max_steps=-1", patient
         if self.steps:
-            return "--trainer.max_time=null", "--trainer.max_epochs=-1", f"--trainer.max_steps={self.steps}"
+            return "--trainer.max_time=null", "--trainer.max_epochs=-1", f"--trainer.max_steps={self.steps}", patient
         return ()
 
 
@@ -82,7 +83,12 @@ def main(arguments: list[str]) -> None:
         axis,
         listed(option, getattr(known, option)),
         [None] if known.seeds is None else [seed for (seed,) in listed("seeds", known.seeds, r"\d+")],
-        Match(tuple(known.match.split(",")) if known.match else (), known.params, known.seconds, known.steps),
+        Match(
+            tuple(known.match.replace(" ", "").split(",")) if known.match else (),
+            known.params,
+            known.seconds,
+            known.steps,
+        ),
     )
 
 
@@ -109,9 +115,12 @@ def sweep(
         The table in Markdown.
 
     Raises:
-        ResvaeError: the folder's runs were trained otherwise; a run failed.
+        ResvaeError: a classifier's configuration; the folder's runs were trained otherwise; a run failed.
     """
     launch = replace(launch, more={"match": asdict(match)})
+    config = launch.common["config"]
+    if isinstance(config, dict) and "classifier" in (config.get("model") or ()):
+        raise ResvaeError(f"config: {launch.config} is a classifier's; a sweep is of VAEs (see resvae study --help)")
     common = [*launch.arguments, *match.limits()]
 
     def run(value: tuple[int, ...], seed: int | None, arguments: Sequence[str] = ()) -> Run:

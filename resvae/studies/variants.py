@@ -5,7 +5,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from resvae.studies.launch import Launch, Parser, listed
 from resvae.studies.record import Record, Row, fingerprint
 from resvae.studies.results import over_seeds
 from resvae.studies.runs import Run
+from resvae.training.summary import read_summary
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 FIGURES = {"error": ("error, %", 100.0), "bits_per_dim": ("bits/dim", 1.0), "loss": ("loss, nats", 1.0)}
@@ -47,7 +48,8 @@ class Result:
         variant, depth, seed: which.
         parameters: that are trained. weights: the last checkpoint's fingerprint.
         data: the data set. told: what was trained on what, in words.
-        history: a figure an epoch by its name in the log: ``train/error``.
+        epochs: that it was trained.
+        history: a figure an epoch by its name in the log: ``train/error``; of validation, where it was validated.
         test: the last checkpoint's on the test images, by their names in the log: ``test/error``.
     """
 
@@ -58,6 +60,7 @@ class Result:
     weights: str
     data: str
     told: str
+    epochs: int
     history: dict[str, list[float]]
     test: dict[str, float]
 
@@ -90,7 +93,9 @@ def result(run: Path, variant: str, depth: int, seed: int) -> Result:
         f"tested on all {data.num_test:,} test images."
     )
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Result(variant, depth, seed, parameters, fingerprint(model), str(data.name), told, history, dict(test))
+    epochs = read_summary(run)["epochs"]
+    weights, name = fingerprint(model), str(data.name)
+    return Result(variant, depth, seed, parameters, weights, name, told, epochs, history, dict(test))
 
 
 def deciding(results: Sequence[Result]) -> str:
@@ -125,7 +130,8 @@ def curves(
     for each, (split, style) in itertools.product(results, splits.items()):
         y = [scale * value for value in each.history[f"{split}/{name}"]]
         axes = grid[0][panels.index(panel(each, SPLITS[split]))]
-        axes.plot(range(1, len(y) + 1), y, style, color=f"C{lines.index(line(each))}", lw=1.2)
+        x = [(i + 1) * each.epochs / len(y) for i in range(len(y))]
+        axes.plot(x, y, style, color=f"C{lines.index(line(each))}", lw=1.2)
     for axes, title in zip(grid[0], panels, strict=True):
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -147,6 +153,9 @@ def compared(results: Sequence[Result], folder: Path, name: str) -> None:
     """``name.png``: training curves and validation curves of each depth, a colour a variant."""
     path = folder / f"{name}.png"
     curves(results, path, lambda each, split: f"{each.depth} layers, {split}", lambda each: each.variant)
+
+
+FIELDS = [field.name for field in fields(Result)]  # a folder of an earlier version's results is another study
 
 
 @dataclass(frozen=True)
@@ -203,7 +212,7 @@ class Study:
     def _table(self, grid: Sequence[tuple[Run, Variant, int, int]]) -> str:
         """Of the runs of the grid that have ended: a row each, a row for all seeds, and the plots."""
         folder = grid[0][0].folder
-        record, results, rows = Record(folder, {"study": self.name}), [], []
+        record, results, rows = Record(folder, {"study": self.name, "fields": FIELDS}), [], []
         for run, variant, depth, seed in grid:
             if run.ended:
                 # by its time, too: a run that was removed and trained again is another
@@ -226,7 +235,7 @@ class Study:
 
 def _row(each: Result, reported: Row) -> Row:
     row: Row = {"network": each.variant, "depth": each.depth, "seed": str(each.seed), "parameters": each.parameters}
-    row["epochs"] = len(each.history["val/loss"])
+    row["epochs"] = each.epochs
     for figure, (label, scale) in FIGURES.items():
         for split, word in SPLITS.items():
             if (value := each.figures.get(f"{split}/{figure}")) is not None:

@@ -1,5 +1,6 @@
 """``resvae export``: a trained model as a folder to keep or to give away, with a card that says what it is."""
 
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -32,9 +33,9 @@ Configuration: `config.yaml`.
 
 
 VAE_USES = """\
-    resvae sample {0.source} --num 64
-    resvae evaluate {0.source} --num_samples {0.num_samples} --iw_images {0.iw_images}"""
-CLASSIFIER_USES = "    resvae evaluate MODEL --features {0.source}"
+    resvae sample {1} --num 64
+    resvae evaluate {1} --num_samples {0.num_samples} --iw_images {0.iw_images}"""
+CLASSIFIER_USES = "    resvae evaluate MODEL --features {1}"
 
 
 def export(
@@ -73,7 +74,7 @@ def export(
             uses = VAE_USES
         card = CARD.format(
             report=report,
-            uses=uses.format(report),
+            uses=uses.format(report, shlex.quote(folder.name)),
             summary=summary,
             commit=f", commit {summary['commit']}" if summary["commit"] else "",
             dtype=str(dtype).removeprefix("torch."),

@@ -108,6 +108,9 @@ class RunCLI(LightningCLI):
         for field in ("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches"):
             if (value := trainer[field]) is not None and value == 0:
                 raise ResvaeError(f"trainer.{field}: {value} is not allowed; a run trains, and validates")
+        every, epochs = trainer.check_val_every_n_epoch or 1, trainer.max_epochs
+        if epochs is not None and 0 < epochs < every:
+            raise ResvaeError(f"trainer.check_val_every_n_epoch: {every} is not allowed with {epochs} epochs; as many")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with the run's loggers, checkpoints and progress."""

@@ -67,9 +67,11 @@ def test_originals_lie_over_their_reconstructions():
     assert shades == [1, 2, 3, 51, 52, 53, 4, 5, 6, 54, 55, 56]
 
 
-def test_beside_cuts_to_whole_rows():
+def test_beside_fills_the_last_rows():
     originals = flat(11, size=2)
-    assert beside(originals, originals, columns=4).shape == (16, 3, 2, 2)
+    pairs = beside(originals, originals, columns=4)
+    assert pairs.shape == (24, 3, 2, 2)
+    assert [i for i, image in enumerate(pairs) if (image == 1).all()] == [19, 23]
     assert beside(originals[:3], originals[:3]).shape == (6, 3, 2, 2)  # fewer than a row
 
 

@@ -48,8 +48,8 @@ def test_latents_of_any_shape_count_each():
     assert not active.variance().requires_grad
 
 
-def test_one_image_varies_nothing():
+def test_one_image_tells_nothing():
     active = ActiveUnits()
     active.update(torch.ones(1, 4))
-    assert active.count() == 0
+    assert active.count() is None
     assert active.latents == 4

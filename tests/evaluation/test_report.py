@@ -10,7 +10,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from resvae.errors import ResvaeError
 from resvae.evaluation import Report, evaluate
-from resvae.models import VAE
+from resvae.models import VAE, HierarchicalVAE
+from resvae.models.levels import Level
 
 MEASURED = [f.name for f in fields(Report) if f.name not in ("seconds", "hardware", "torch")]
 
@@ -95,6 +96,21 @@ def test_active_units():
     report = evaluate(vae, x.split(6))
     variance = vae.posterior(x).mean.detach().numpy().var(0, ddof=1)
     assert report.active_units == (variance > 0.01).sum() == 3
+    assert "3 of 5" in report.table()
+    assert "active units" not in evaluate(vae, [x[:1]]).table()
+
+
+def test_latents_that_follow_those_above_are_not_active():
+    torch.manual_seed(0)
+    vae, x = HierarchicalVAE(16, (1, 1), 2, (3, 16, 16), (8, 8), (1, 2)).eval(), images(20)
+    upper, lower = (module for module in vae.modules() if isinstance(module, Level))
+    torch.nn.init.normal_(upper.posterior_net[-1].weight)
+    torch.nn.init.normal_(lower.prior_net[-1].weight)  # the prior moves with the level above, the posterior with it
+    torch.nn.init.zeros_(lower.posterior_net[-1].weight)
+    report = evaluate(vae, [x])
+    moved = vae.posterior(x).mean.var(0)[-report.latents * 4 // 5 :]
+    assert (moved > 0.01).all()
+    assert report.active_units == report.latents // 5
 
 
 def test_floor_for_real_valued_targets():

@@ -73,7 +73,7 @@ def test_the_study_draws_a_picture_a_block(model: nn.Module, tmp_path: Path, cap
     assert all(f"wrote {tmp_path / 'study' / name}" in told for name in pictures)
     assert all(float(row["std of F(x)"]) > 0 and float(row["ratio"]) > 0 for row in rows)
     if isinstance(model, ResNetClassifier):
-        assert [row["std of F(x)"] for row in rows] == [row["std of sum"] for row in rows]
+        assert [row["std of F(x)"] for row in rows] == [row["std of merged"] for row in rows]
     found = subject(str(tmp_path / "model"), 3, data="digits")
     first = passages(found.model, found.x[2:])[0]
     assert rows[0]["shape"] == "x".join(map(str, first.x.shape)) + " to " + "x".join(map(str, first.merged.shape))

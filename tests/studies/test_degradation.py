@@ -34,7 +34,7 @@ def test_the_plot_is_of_test_and_training_figures_by_depth(tmp_path, monkeypatch
     drawn = []
     monkeypatch.setattr(plt, "close", drawn.append)
     results = [
-        Result(kind, depth, seed, 1, "", "digits", "", {"train/error": [1.0, depth / 100], "val/error": [1.0]}, test)
+        Result(kind, depth, seed, 1, "", "digits", "", 2, {"train/error": [1.0, depth / 100], "val/error": [1.0]}, test)
         for kind in ("plain", "residual")
         for depth in (8, 14)
         for seed, test in ((0, {"test/error": 0.5}), (1, {"test/error": 0.7}))

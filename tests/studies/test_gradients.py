@@ -104,7 +104,13 @@ def test_the_study_compares_the_start_and_the_end_of_several_models(tmp_path: Pa
     assert capsys.readouterr().out == told
 
 
+def test_no_image_is_alone_in_a_batch():
+    model = ResNetClassifier(depth=8, image_shape=(1, 8, 8)).train()  # batch normalisation refuses one value alone
+    x, y = torch.randint(256, (9, 1, 8, 8)), torch.arange(9)
+    assert at_blocks(model, x, y, batch_size=4).isfinite().all()
+
+
 def test_labels_that_the_classifier_does_not_have_are_refused(tmp_path: Path):
     save(ResNetClassifier(depth=8, num_classes=4, image_shape=(1, 8, 8)), tmp_path / "four")
-    with pytest.raises(ResvaeError, match="data: label 9 is not allowed; the classifier has 4 classes"):
+    with pytest.raises(ResvaeError, match="data: the labels of digits are not allowed; 0 to 3"):
         gradients(str(tmp_path / "four"), num=40, data="digits", out=str(tmp_path / "study"))

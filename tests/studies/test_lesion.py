@@ -248,7 +248,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
             "twin: a ResNetClassifier of 6 blocks is not allowed; a ResNet",
         ),
         ([*digits, "--twin", str(tmp_path / "vae")], "twin: a VAE of 4 blocks is not allowed; a ResNetClassifier of 9"),
-        (["--data", "folder", "--path", str(tmp_path / "images")], "data: labels 0 to 0 are not allowed"),
+        (["--data", "folder", "--path", str(tmp_path / "images")], "data: the images of folder are not labelled"),
     ):
         assert main(["study", "lesion", model, *arguments, "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err

@@ -1,11 +1,12 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from resvae import VAE, save
+from resvae import VAE, ResNetClassifier, save
 from resvae.errors import ResvaeError
-from resvae.studies.record import Record, fingerprint, subject
+from resvae.studies.record import Record, fingerprint, subject, subjects
 
 
 def refuse() -> float:
@@ -33,6 +34,30 @@ def test_the_table_tells_what_was_measured(tmp_path: Path):
     assert "Of 10 images." in text
     assert "threads" in text or torch.cuda.is_available()
     assert (tmp_path / "lesion.csv").read_text().splitlines() == ["block,error", "a,0.25"]
+
+
+def test_a_folder_that_is_damaged_is_told(tmp_path: Path):
+    (tmp_path / "study.json").write_text("{")
+    with pytest.raises(ResvaeError, match=r"out: .*study\.json is damaged"):
+        Record(tmp_path, {})
+
+
+def test_a_classifiers_images_need_labels_that_it_knows(tmp_path: Path):
+    save(ResNetClassifier(depth=8, num_classes=4, image_shape=(1, 8, 8)), tmp_path / "four")
+    with pytest.raises(ResvaeError, match="data: the labels of digits are not allowed; 0 to 3"):
+        subject(str(tmp_path / "four"), 40, data="digits")
+    np.savez(tmp_path / "none.npz", images=np.zeros((20, 8, 8), np.uint8))
+    with pytest.raises(ResvaeError, match="data: the images of npz are not labelled"):
+        subject(str(tmp_path / "four"), 2, data="npz", path=str(tmp_path / "none.npz"))
+
+
+def test_models_are_listed_with_commas_and_spaces(tmp_path: Path):
+    for name in ("a", "b"):
+        save(VAE(16, 2, (1, 8, 8), (4, 4), (1, 2)), tmp_path / name)
+    found = subjects(f"{tmp_path / 'a'}, {tmp_path / 'b'},", 2, data="digits")
+    assert [Path(one.source).name for one in found] == ["a", "b"]
+    with pytest.raises(ResvaeError, match="models: ' ,' is not allowed"):
+        subjects(" ,", 2)
 
 
 def test_a_fingerprint_is_of_every_weight():

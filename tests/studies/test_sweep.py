@@ -186,11 +186,12 @@ def test_a_number_a_resolution_is_a_tuple(tmp_path, not_run):
 
 def test_the_same_time_or_updates_end_every_run_whatever_the_configuration_says(tmp_path, not_run):
     assert main([*arguments(tmp_path, "16"), "--match", "time", "--seconds", "300"]) == 0
-    limits = ['--trainer.max_time={"seconds": 300}', "--trainer.max_epochs=-1", "--trainer.max_steps=-1"]
-    assert not_run[0][0][3:6] == limits
+    patient = "--early_stopping.patience=1000000000"
+    limits = ['--trainer.max_time={"seconds": 300}', "--trainer.max_epochs=-1", "--trainer.max_steps=-1", patient]
+    assert not_run[0][0][3:7] == limits
     assert main([*arguments(tmp_path, "16"), "--match", "steps", "--steps", "40", "--name", "t"]) == 0
-    limits = ["--trainer.max_time=null", "--trainer.max_epochs=-1", "--trainer.max_steps=40"]
-    assert not_run[1][0][3:6] == limits
+    limits = ["--trainer.max_time=null", "--trainer.max_epochs=-1", "--trainer.max_steps=40", patient]
+    assert not_run[1][0][3:7] == limits
 
 
 def test_equal_parameters_are_widths_of_each_run(tmp_path, not_run, capsys):
@@ -198,7 +199,7 @@ def test_equal_parameters_are_widths_of_each_run(tmp_path, not_run, capsys):
     assert main(command) == 0
     told = [line.split("widths ")[1].split("), ")[0] + ")" for line in capsys.readouterr().out.splitlines()[:2]]
     for (call, _), depth, widths in zip(not_run, (16, 28), told, strict=True):
-        assert call[6:8] == [
+        assert call[7:9] == [
             f"--model.vae.init_args.depth={depth}",
             f"--model.vae.init_args.widths={widths.replace('(', '[').replace(')', ']')}",
         ]
@@ -306,6 +307,22 @@ def test_bad_input_is_one_line(tmp_path, not_run, capsys, more, told):
     for part in told:
         assert part in line
     assert not (tmp_path / "s").exists()
+    assert not not_run
+
+
+def test_what_the_command_line_does_not_say_the_environment_may(tmp_path, not_run, monkeypatch):
+    monkeypatch.setenv("RESVAE_SWEEP__DEPTHS", "16, 22")
+    monkeypatch.setenv("RESVAE_SWEEP__JOBS", "1")
+    monkeypatch.setenv("RESVAE_SWEEP__SEEDS", "5")
+    assert main([*arguments(tmp_path, "0", "--seeds")]) == 0
+    assert ["--seed_everything=0" in call for call, _ in not_run] == [True] * 2
+
+
+def test_a_classifiers_configuration_is_refused(tmp_path, not_run, capsys):
+    command = arguments(tmp_path, "8,14")
+    (tmp_path / "config.yaml").write_text("model: {classifier: {depth: 8}}\n")
+    assert main(command) == 2
+    assert "is a classifier's; a sweep is of VAEs" in capsys.readouterr().err
     assert not not_run
 
 

@@ -44,6 +44,24 @@ def test_seeds_are_one_row_with_a_spread_and_a_row_each_beside_it(tmp_path):
         assert [(row["levels"], row["seed"]) for row in csv.DictReader(file)] == [("2", "0"), ("4", "0"), ("4", "1")]
 
 
+def test_only_runs_that_have_ended_are_averaged_and_each_seed_counts_once(tmp_path):
+    write(tmp_path, "depth_0016", val_loss=9.0)  # of a sweep without seeds, in the same folder
+    write(tmp_path, "depth_0016_seed_0", val_loss=2.0, train_loss=1.0)
+    write(tmp_path, "depth_0016_seed_1", val_loss=4.0)  # its training loss was never finite
+    write(tmp_path, "depth_0016_seed_2", val_loss=99.0, ended="running")
+    table(tmp_path)
+    with (tmp_path / "depths.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["seeds"], row["validation loss"], row["train loss"], row["ended"]) == (
+        "2",
+        "3.0",
+        "",
+        "all 1 epochs done",
+    )
+    with (tmp_path / "depths_runs.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+
 def test_levels_and_widths_are_told_where_they_differ(tmp_path):
     write(tmp_path, "stochastic_depth_0001", levels=[1, 2])
     write(tmp_path, "stochastic_depth_0002", levels=[1, 2])

@@ -59,7 +59,7 @@ def not_run(monkeypatch) -> list[list[str]]:
         error = json.loads((run / "summary.json").read_text())["n"] / 10
         history = {name: [0.9, error] for name in ("train/error", "val/error", "train/loss", "val/loss")}
         test = {"test/error": error, "test/loss": 0.5}
-        return Result(variant, depth, seed, 7, "0f", "cifar10", "Classifiers.", history, test)
+        return Result(variant, depth, seed, 7, "0f", "cifar10", "Classifiers.", 2, history, test)
 
     monkeypatch.setattr(studied.subprocess, "run", run)
     monkeypatch.setattr(variants, "result", measured)
@@ -201,13 +201,14 @@ def test_what_does_not_fit_is_refused_in_a_line(tmp_path, not_run, capsys, more,
 def test_curves_are_panels_of_lines(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plt, "close", drawn.append)
-    history = {"train/error": [0.5, 0.25], "val/error": [0.6, 0.3], "val/loss": [1.0, 1.0]}
-    results = [Result(name, depth, 0, 1, "", "", "", history, {}) for name in ("a", "b", "c") for depth in (8, 14)]
+    history = {"train/error": [0.5, 0.25], "val/error": [0.6], "val/loss": [1.0]}  # validated after the second
+    results = [Result(name, depth, 0, 1, "", "", "", 2, history, {}) for name in ("a", "b", "c") for depth in (8, 14)]
     curves(results, tmp_path / "x.png", lambda each, _: each.variant, lambda each: f"{each.depth} layers")
     (figure,) = drawn
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c"]
-    lines = [(line.get_linestyle(), line.get_color(), list(line.get_ydata())) for line in figure.axes[1].lines]
-    assert lines == [(s, c, y) for c in ("C0", "C1") for s, y in (("--", [50.0, 25.0]), ("-", [60.0, 30.0]))]
+    lines = [(line.get_linestyle(), line.get_color(), line.get_xydata().tolist()) for line in figure.axes[1].lines]
+    ways = (("--", [[1, 50], [2, 25]]), ("-", [[2, 60]]))
+    assert lines == [(style, color, points) for color in ("C0", "C1") for style, points in ways]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["8 layers", "14 layers"]
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.width > 1500
