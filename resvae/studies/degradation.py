@@ -35,14 +35,12 @@ def plots(results: Sequence[Result], folder: Path, name: str) -> None:
 
 def by_depth(results: Sequence[Result], path: Path) -> None:
     """A PNG of training (dashed) and test (solid) against depth: a marker a run, lines through the means."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     name = deciding(results)
     label, scale = FIGURES[name]
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     for i, kind in enumerate(dict.fromkeys(result.variant for result in results)):
         for split, word, style in (("train", "training", "--"), ("test", "test", "-")):
             points = [(r.depth, scale * r.figures[f"{split}/{name}"]) for r in results if r.variant == kind]
@@ -52,7 +50,6 @@ def by_depth(results: Sequence[Result], path: Path) -> None:
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 CONFIG = "configs/cifar10_degradation_cpu.yaml"

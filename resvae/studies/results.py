@@ -84,10 +84,7 @@ def table(folder: Path, axis: str = "depth") -> str:
 
 def write_plot(runs: Sequence[tuple[Point, dict[str, Any]]], path: Path) -> None:
     """Bits/dim, or the losses where there is none, against the axis: a marker a run, a line through the means."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     values = dict.fromkeys(run.value for run, _ in runs)
     numbers = all(len(value) == 1 for value in values)
@@ -95,7 +92,8 @@ def write_plot(runs: Sequence[tuple[Point, dict[str, Any]]], path: Path) -> None
     lines, unit = {"train_loss": "training", "val_loss": "validation"}, "loss, nats an image"
     if all("bits_per_dim" in summary for _, summary in runs):
         lines, unit = {"bits_per_dim": "validation"}, "bits/dim"
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     for i, (key, label) in enumerate(lines.items()):
         points = [(place[run.value], summary[key]) for run, summary in runs if key in summary]
         plot_means(axes, points, label, color=f"C{i}")
@@ -104,7 +102,6 @@ def write_plot(runs: Sequence[tuple[Point, dict[str, Any]]], path: Path) -> None
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def plot_means(axes: Any, points: Sequence[tuple[float, float]], label: str, **look: Any) -> None:

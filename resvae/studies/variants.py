@@ -114,10 +114,8 @@ def curves(
         panel: the title of the panel where the lines of a result for ``training`` or ``validation`` go.
         line: the name of a result's colour.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator, NullLocator
 
     name = deciding(results)
@@ -126,7 +124,8 @@ def curves(
     panels = list(dict.fromkeys(panel(each, SPLITS[split]) for split in splits for each in results))
     lines = list(dict.fromkeys(map(line, results)))
     size = 1.5 + 4 * len(panels), 4
-    figure, grid = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     for each, (split, style) in itertools.product(results, splits.items()):
         y = [scale * value for value in each.history[f"{split}/{name}"]]
         axes = grid[0][panels.index(panel(each, SPLITS[split]))]
@@ -143,10 +142,9 @@ def curves(
         grid[0][0].yaxis.set_major_formatter("{x:g}")
         grid[0][0].yaxis.set_minor_locator(NullLocator())
     grid[0][0].set_ylabel(f"{label}\ndashed: training, solid: validation")
-    keys = [plt.Line2D([], [], color=f"C{i}", label=text) for i, text in enumerate(lines)]
+    keys = [Line2D([], [], color=f"C{i}", label=text) for i, text in enumerate(lines)]
     figure.legend(handles=keys, loc="outside right upper")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def compared(results: Sequence[Result], folder: Path, name: str) -> None:

@@ -118,12 +118,10 @@ def wrapper(
 
 def write_plot(found: dict[str, dict[str, list[Training]]], path: Path) -> None:
     """Training loss against epoch, a panel an example: a line a merge, the mean over seeds, shaded between extremes."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(found), figsize=(5 * len(found), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(found), 4), layout="constrained")
+    panels = figure.subplots(1, len(found))
     for panel, (example, merges) in zip(panels, found.items(), strict=True):
         for merge, runs in merges.items():
             losses = torch.tensor([run.losses for run in runs])
@@ -134,7 +132,6 @@ def write_plot(found: dict[str, dict[str, list[Training]]], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[-1].legend(title="merge")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _row(runs: list[Training]) -> Row:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib.figure import Figure
 
 from resvae.cli import main
 from resvae.studies import runs
@@ -24,3 +25,17 @@ def in_process(monkeypatch) -> list[list[str]]:
 
     monkeypatch.setattr(runs.subprocess, "run", run)
     return calls
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures that are saved."""
+    figures: list[Figure] = []
+    savefig = Figure.savefig
+
+    def keep(self, *arguments, **options):
+        figures.append(self)
+        savefig(self, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures

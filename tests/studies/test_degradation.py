@@ -28,11 +28,7 @@ def test_published_figures_rise_with_depth_for_plain_networks_and_fall_for_resid
     assert [kind.reported["reported test error, %"] for kind in kinds(14)] == [None] * 3
 
 
-def test_the_plot_is_of_test_and_training_figures_by_depth(tmp_path, monkeypatch):
-    import matplotlib.pyplot as plt
-
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
+def test_the_plot_is_of_test_and_training_figures_by_depth(tmp_path, drawn):
     results = [
         Result(kind, depth, seed, 1, "", "digits", "", 2, {"train/error": [1.0, depth / 100], "val/error": [1.0]}, test)
         for kind in ("plain", "residual")

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -198,9 +197,7 @@ def test_what_does_not_fit_is_refused_in_a_line(tmp_path, not_run, capsys, more,
     assert (tmp_path / "s/degradation.md").read_text() == before
 
 
-def test_curves_are_panels_of_lines(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
+def test_curves_are_panels_of_lines(tmp_path, drawn):
     history = {"train/error": [0.5, 0.25], "val/error": [0.6], "val/loss": [1.0]}  # validated after the second
     results = [Result(name, depth, 0, 1, "", "", "", 2, history, {}) for name in ("a", "b", "c") for depth in (8, 14)]
     curves(results, tmp_path / "x.png", lambda each, _: each.variant, lambda each: f"{each.depth} layers")
