@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, one_line
 from resvae.evaluation.isolation import isolated
 from resvae.models import ImageVAE
 from resvae.networks import ResNetEncoder
@@ -73,7 +73,11 @@ def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_l
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
     fifth = ShuffleSplit(1, test_size=0.2, random_state=seed)
     search: Any = GridSearchCV(regression, {"logisticregression__C": STRENGTHS}, cv=fifth)
-    return float(search.fit(train, labels).score(test, test_labels))
+    try:
+        search.fit(train, labels)
+    except ValueError as error:  # one class alone is left for one of the two parts
+        raise ResvaeError(f"probe: {len(train)} training images are too few ({one_line(error)})") from error
+    return float(search.score(test, test_labels))
 
 
 def _representations(vae: ImageVAE, x: Tensor, seed: int) -> dict[str, Tensor]:

@@ -91,6 +91,8 @@ def test_refusals():
     x, y = striped(20)
     with pytest.raises(ResvaeError, match="one label; a data set with labels"):
         probe(small(), (x, torch.zeros_like(y)), (x, y))
+    with pytest.raises(ResvaeError, match="2 training images are too few"):
+        probe(small(), (x[:2], torch.arange(2)), (x, y))
     vae = small()
     setattr(vae, "encoder", torch.nn.Identity())  # noqa: B010  no encoder, whatever its type says
     with pytest.raises(ResvaeError, match="VAE has no ResNetEncoder"):
