@@ -133,7 +133,7 @@ def sweep(
         untrained = [value for value in chosen if not all(run(value, seed).ended for seed in seeds)]
         solved = matched_widths(common, [chosen[value] for value in untrained], match.params)
         for value, widths in zip(untrained, solved, strict=True):
-            chosen[value].append(f"--model.vae.init_args.widths={_yaml(widths)}")
+            chosen[value].append(f"--model.vae.init_args.widths={list(widths)}")
     runs = [run(value, seed, arguments) for value, arguments in chosen.items() for seed in seeds]
     return launch.train(runs, lambda: table(launch.folder, axis), AXES[axis])
 

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -206,6 +207,12 @@ def test_equal_parameters_are_widths_of_each_run(tmp_path, not_run, capsys):
     assert told[0] != told[1]
     assert main(command) == 0
     assert "widths" not in capsys.readouterr().out  # nothing is solved for runs that have ended
+
+
+def test_a_single_width_is_a_tuple_too(tmp_path, not_run):
+    one = ["--model.vae.widths", "[8]", "--model.vae.strides", "[1]", "--match", "params,steps", "--steps", "4"]
+    assert main([*arguments(tmp_path, "10"), *one]) == 0
+    assert any(re.fullmatch(r"--model\.vae\.init_args\.widths=\[\d+\]", argument) for argument in not_run[0][0])
 
 
 def test_jobs_share_the_cores_and_keep_their_output_apart(tmp_path, not_run, monkeypatch):
