@@ -20,8 +20,7 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from resvae.evaluation import commit, hardware
-from resvae.networks import BlockConfig
-from resvae.storage import MODELS
+from resvae.storage import build
 from resvae.training.base import native_bf16
 
 PEAK_SHAPES = ((256, 64, 32), (256, 256, 16), (128, 512, 16), (64, 256, 8), (16, 64, 32))  # batch, channels, size
@@ -51,11 +50,10 @@ def flops(step: Callable[[], Any]) -> int:
 
 def training_step(config: dict[str, Any], device: torch.device, bf16: bool) -> tuple[Callable[[], Any], int, int]:
     """One update on random images, its FLOPs and its images; compiled where the configuration says so."""
+    if "vae" not in config["model"]:
+        raise SystemExit("utilisation.py: the configuration is a classifier's; a VAE's is allowed")
     vae = config["model"]["vae"]
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in vae["init_args"].items()}
-    if "block" in arguments:
-        arguments["block"] = BlockConfig(**arguments["block"])
-    model = MODELS[vae["class_path"].split(".")[-1]](**arguments)
+    model: Any = build({"model": vae["class_path"].split(".")[-1], "arguments": vae["init_args"]})
     model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     num = config["data"]["batch_size"]
     x = torch.randint(256, (num, *model.image_shape), dtype=torch.uint8, device=device)
