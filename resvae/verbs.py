@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from resvae.data import Split
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import at_least
 from resvae.evaluation import beside, feature_network, full_report, save_grid, write_report
 from resvae.evaluation.grids import PICTURES, writable
 from resvae.progress import progress
@@ -41,8 +41,6 @@ def sample(
     """
     at_least(1, num=num)
     writable(out, *PICTURES)
-    if not -(2**63) <= seed < 2**63:
-        raise ResvaeError(f"seed: {seed} is not allowed; a number of 64 bits")
     vae = load_vae(model)
     torch.manual_seed(seed)
     chunks = [min(256, num - i) for i in range(0, num, 256)]

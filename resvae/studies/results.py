@@ -67,16 +67,20 @@ def table(folder: Path, axis: str = "depth") -> str:
     runs, name = runs_in(folder, axis), AXES[axis]
     if not runs:
         return ""
-    write_plot(runs, folder / f"{name}.png")
+    # of a sweep with seeds only what has ended is averaged, each seed once; the table of runs has all
+    ended = [(run, summary) for run, summary in runs if run.seed is not None and summary["ended"] != "running"]
+    write_plot(ended or runs, folder / f"{name}.png")
     rows = [_row(run, summary) for run, summary in runs]
     if len({row["widths"] for row in rows}) == 1:
         rows = [{key: cell for key, cell in row.items() if key != "widths"} for row in rows]
     if all(run.seed is None for run, _ in runs):
         return write_table(rows, folder, name, NOTES)
-    write_table(rows, folder, f"{name}_runs", NOTES)
+    text = write_table(rows, folder, f"{name}_runs", NOTES)
+    if not ended:
+        return text
     groups: dict[tuple[int, ...], list[dict[str, Cell]]] = {}
     for (run, summary), row in zip(runs, rows, strict=True):
-        if run.seed is not None and summary["ended"] != "running":  # the others are in the table of runs alone
+        if (run, summary) in ended:
             groups.setdefault(run.value, []).append(row)
     notes = f"{NOTES} ±: the standard deviation over the seeds."
     return write_table([over_seeds(group) for group in groups.values()], folder, name, notes)

@@ -5,7 +5,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +153,6 @@ def compared(results: Sequence[Result], folder: Path, name: str) -> None:
     curves(results, path, lambda each, split: f"{each.depth} layers, {split}", lambda each: each.variant)
 
 
-FIELDS = [field.name for field in fields(Result)]  # a folder of an earlier version's results is another study
-
-
 @dataclass(frozen=True)
 class Study:
     """A study by name; ``main`` is its command line.
@@ -210,13 +207,15 @@ class Study:
     def _table(self, grid: Sequence[tuple[Run, Variant, int, int]]) -> str:
         """Of the runs of the grid that have ended: a row each, a row for all seeds, and the plots."""
         folder = grid[0][0].folder
-        record, results, rows = Record(folder, {"study": self.name, "fields": FIELDS}), [], []
+        record, results, rows = Record(folder, {"study": self.name}), [], []
         for run, variant, depth, seed in grid:
             if run.ended:
                 # by its time, too: a run that was removed and trained again is another
-                key = f"{run.name}, {run.summary()['seconds']:.3f} s"
+                summary = run.summary()
+                key = f"{run.name}, {summary['seconds']:.3f} s"
                 which = folder / run.name, variant.name, depth, seed
-                results.append(Result(**record.measure(key, lambda which=which: asdict(result(*which)))))
+                kept = record.measure(key, lambda which=which: asdict(result(*which)))
+                results.append(Result(**kept | {"epochs": summary["epochs"]}))  # which older records lack
                 rows.append(_row(results[-1], variant.reported))
         if not results:
             return ""

@@ -45,6 +45,9 @@ def test_seeds_are_one_row_with_a_spread_and_a_row_each_beside_it(tmp_path):
 
 
 def test_only_runs_that_have_ended_are_averaged_and_each_seed_counts_once(tmp_path):
+    write(tmp_path, "depth_0022_seed_0", val_loss=9.0, ended="running")
+    assert "running" in table(tmp_path)  # nothing to average yet
+    assert not (tmp_path / "depths.csv").exists()
     write(tmp_path, "depth_0016", val_loss=9.0)  # of a sweep without seeds, in the same folder
     write(tmp_path, "depth_0016_seed_0", val_loss=2.0, train_loss=1.0)
     write(tmp_path, "depth_0016_seed_1", val_loss=4.0)  # its training loss was never finite
@@ -59,7 +62,7 @@ def test_only_runs_that_have_ended_are_averaged_and_each_seed_counts_once(tmp_pa
         "all 1 epochs done",
     )
     with (tmp_path / "depths_runs.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 4
+        assert len(list(csv.DictReader(file))) == 5
 
 
 def test_levels_and_widths_are_told_where_they_differ(tmp_path):

@@ -51,7 +51,9 @@ def not_run(monkeypatch) -> list[list[str]]:
         folder = Path(given["--runs"]) / given["--name"]
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints/last.ckpt").touch()
-        (folder / "summary.json").write_text(json.dumps({"seconds": 1.0, "n": len(calls), "ended": "all done"}))
+        (folder / "summary.json").write_text(
+            json.dumps({"seconds": 1.0, "epochs": 2, "n": len(calls), "ended": "all done"})
+        )
         return subprocess.CompletedProcess(command, 0)
 
     def measured(run: Path, variant: str, depth: int, seed: int) -> Result:
