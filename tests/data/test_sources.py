@@ -105,6 +105,8 @@ def test_train_and_test_number_their_classes_alike(pictures: Path) -> None:
         (pictures / name).rename(pictures / "train" / name)
     shutil.copytree(pictures / "train" / "dog", pictures / "test" / "dog")
     assert ImageDataModule("folder", path=str(pictures)).labels("test").tolist() == [1] * 10
+    shutil.copytree(pictures / "train" / "cat", pictures / "test" / "cat")
+    assert set(ImageDataModule("folder", path=str(pictures)).labels("test")[:10].tolist()) == {0, 1}
 
 
 def test_images_outside_of_the_classes_leave_all_without_labels(pictures: Path) -> None:

@@ -190,3 +190,9 @@ def test_networks_without_paths_are_refused(merge: Any, tmp_path):
     with pytest.raises(ResvaeError, match="draws: 0 is not allowed"):
         paths(source, 4, 0, data="digits", out=str(tmp_path / "study"))
     assert not (tmp_path / "study").exists()
+
+
+def test_of_a_hierarchical_model_the_note_says_that_it_is_a_part(tmp_path, capsys):
+    save(HierarchicalVAE(16, (1, 1), 2, (1, 8, 8), (8, 8), (1, 2)), tmp_path / "model")
+    paths(str(tmp_path / "model"), num=4, draws=2, data="digits", out=str(tmp_path / "study"))
+    assert "paths add up to what comes back from the encoder's end, a part of the whole" in capsys.readouterr().out

@@ -90,13 +90,13 @@ def test_a_classifier_is_given_away_as_the_feature_network_that_it_can_be(tmp_pa
     (tmp_path / "config.yaml").write_text(CLASSIFIER)
     fit = ["fit", f"--config={tmp_path / 'config.yaml'}", f"--runs={tmp_path}", "--trainer.enable_progress_bar=false"]
     assert main(fit) == 0
-    out = tmp_path / "judge"
+    out = tmp_path / "my judge"
     assert main(["export", str(tmp_path / "small"), str(out)]) == 0
     report = json.loads((out / "report.json").read_text())
     data = data_of(str(out))
     assert report["error"] == classify(load(out), data.images("test"), data.labels("test")).error
     assert report["error"] < 0.8
-    assert "resvae evaluate MODEL --features judge" in (out / "README.md").read_text()
+    assert "resvae evaluate MODEL --features 'my judge'" in (out / "README.md").read_text()
     assert main(["evaluate", str(run), "--num=20", f"--features={out}", f"--out={tmp_path / 'report.json'}"]) == 0
     assert json.loads((tmp_path / "report.json").read_text())["distances"]["fid"] > 0
 

@@ -57,6 +57,14 @@ def test_without_wandb_the_csv_is_written_and_nothing_else_changes(tmp_path, abs
     assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
 
 
+def test_a_folder_named_wandb_is_not_wandb(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()  # as W&B itself leaves one
+    folder = importlib.util.spec_from_loader("wandb", None, origin=None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: folder)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert [type(logger) for logger in make_loggers(tmp_path / "run", "auto")] == [RunCSVLogger]
+
+
 @pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
 def test_a_tracker_asked_for_by_name_and_missing_is_refused(tmp_path, absent, tracker):
     with pytest.raises(ResvaeError, match=rf"tracker: {tracker} is not installed: pip install 'resvae\[{tracker}\]'"):
