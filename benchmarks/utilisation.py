@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from resvae.evaluation import commit, hardware
+from resvae.provenance import commit, hardware
 from resvae.storage import build
 from resvae.training.base import native_bf16
 

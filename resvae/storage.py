@@ -1,11 +1,8 @@
 """Models on disk: folders of safetensors and JSON, checkpoints, shipped weights. Nothing pickled ever runs."""
 
 import json
-import os
 import pickle
-import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from resvae.errors import ResvaeError, one_line
+from resvae.files import write_atomically
 from resvae.models import VAE, HierarchicalVAE, ImageVAE, ReferenceVAE, ResNetClassifier
 from resvae.networks import BlockConfig
 
@@ -154,24 +152,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise ResvaeError(f"checkpoint: {path} holds a {type(checkpoint).__name__}, not a checkpoint")
     return checkpoint
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in its place in one step.
-
-    A full disk or a kill leaves what was at ``path`` as it was.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:  # Windows syncs no file that is open for reading alone
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp's files are private; a model is to be shared
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load_checkpoint(path: Path) -> nn.Module:

@@ -12,7 +12,8 @@ from torch import Tensor
 from resvae.data import Split
 from resvae.errors import at_least
 from resvae.evaluation import beside, feature_network, full_report, save_grid, write_report
-from resvae.evaluation.grids import PICTURES, writable
+from resvae.evaluation.grids import PICTURES
+from resvae.files import writable
 from resvae.progress import progress
 from resvae.storage import load, load_vae
 from resvae.training.export import export

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from resvae.errors import ResvaeError
+from resvae.files import write_atomically
 from resvae.models import VAE, ReferenceVAE, ResNetClassifier, reference
 from resvae.networks import BlockConfig
-from resvae.storage import best_checkpoint, build, describe, load, read_checkpoint, save, write_atomically
+from resvae.storage import best_checkpoint, build, describe, load, read_checkpoint, save
 from resvae.training.checkpoints import AtomicCheckpointIO
 
 

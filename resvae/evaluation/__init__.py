@@ -8,7 +8,6 @@ from resvae.evaluation.metrics import ActiveUnits
 from resvae.evaluation.neighbours import Neighbours, nearest, neighbours
 from resvae.evaluation.page import write_report
 from resvae.evaluation.probe import Probe, linear_probe, probe
-from resvae.evaluation.provenance import commit, hardware
 from resvae.evaluation.report import Report, evaluate
 
 __all__ = [
@@ -21,13 +20,11 @@ __all__ = [
     "beside",
     "check_labels",
     "classify",
-    "commit",
     "distances",
     "evaluate",
     "feature_network",
     "full_report",
     "generate",
-    "hardware",
     "image_grid",
     "linear_probe",
     "nearest",

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resvae.errors import ResvaeError
-from resvae.evaluation.isolation import isolated
-from resvae.evaluation.provenance import origin
+from resvae.isolation import isolated
 from resvae.models import ResNetClassifier
+from resvae.provenance import origin
 
 BATCH = 250
 

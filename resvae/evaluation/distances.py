@@ -12,7 +12,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from resvae.errors import ResvaeError
-from resvae.evaluation.isolation import isolated
+from resvae.isolation import isolated
 from resvae.models import ImageVAE, ResNetClassifier
 
 KID_SUBSET = 1000

@@ -12,10 +12,10 @@ from resvae.data import ImageDataModule, Split
 from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.distances import distances, generate
 from resvae.evaluation.grids import beside, image_grid
-from resvae.evaluation.isolation import isolated
 from resvae.evaluation.neighbours import neighbours as measure_neighbours
 from resvae.evaluation.probe import probe
 from resvae.evaluation.report import Report, evaluate
+from resvae.isolation import isolated
 from resvae.models import ImageVAE
 
 BATCH = 250

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from resvae.errors import ResvaeError
+from resvae.files import writable
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 SMALLEST_TILE = 48  # pixels: smaller images are enlarged by whole factors, so that a person can see them
@@ -38,14 +38,4 @@ def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> P
     """Write a grid of images ``[N, C, H, W]`` as a PNG; its folder must exist."""
     path = writable(path, *PICTURES)
     save_image(image_grid(images, columns), path)
-    return path
-
-
-def writable(out: str | Path, *endings: str) -> Path:
-    """The path ``out``; ``ResvaeError`` where its folder does not exist, or it has none of the ``endings``, if any."""
-    path = Path(out)
-    if not path.parent.is_dir():
-        raise ResvaeError(f"out: {path} cannot be written; the folder {path.parent} does not exist")
-    if endings and path.suffix.lower() not in endings:
-        raise ResvaeError(f"out: {path} is not allowed; end it with {', '.join(endings)}")
     return path

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resvae.errors import ResvaeError, one_line
-from resvae.evaluation.isolation import isolated
+from resvae.isolation import isolated
 from resvae.models import ImageVAE
 from resvae.networks import ResNetEncoder
 

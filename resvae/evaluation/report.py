@@ -14,14 +14,14 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.distances import Distances
-from resvae.evaluation.isolation import isolated
 from resvae.evaluation.metrics import ActiveUnits, Bound, bound_curve, powers_of_ten
 from resvae.evaluation.neighbours import Neighbours
 from resvae.evaluation.probe import LIMIT, Probe
-from resvae.evaluation.provenance import origin
+from resvae.isolation import isolated
 from resvae.models import ImageVAE
 from resvae.models.images import to_unit
 from resvae.probability import ElboTerms
+from resvae.provenance import origin
 
 SSIM_SMALLEST = 6  # pixels: the window of 11 is mirrored by 5 at the edges
 

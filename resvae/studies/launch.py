@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from resvae.errors import ResvaeError, at_least
-from resvae.storage import write_atomically
+from resvae.files import write_atomically
 from resvae.studies.remote import Cluster, train_remotely
 from resvae.studies.runs import Run, train_here
 

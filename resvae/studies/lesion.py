@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from resvae.errors import ResvaeError, at_least
-from resvae.evaluation.isolation import isolated
+from resvae.isolation import isolated
 from resvae.models import HierarchicalVAE, ResNetClassifier
 from resvae.networks.units import Forward, Unit, replaced, units
 from resvae.progress import progress

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resvae.errors import ResvaeError, at_least
-from resvae.evaluation.isolation import isolated
+from resvae.isolation import isolated
 from resvae.models import HierarchicalVAE, ImageVAE
 from resvae.models.images import to_unit
 from resvae.networks import ResidualBlock

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from resvae.data import Split
 from resvae.errors import ResvaeError, at_least
-from resvae.evaluation import check_labels, commit, hardware
+from resvae.evaluation import check_labels
+from resvae.files import write_atomically
 from resvae.models import ResNetClassifier
-from resvae.storage import load, write_atomically
+from resvae.provenance import commit, hardware
+from resvae.storage import load
 from resvae.studies.table import Cell, write_table
 
 Row = dict[str, Cell]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.grids import beside, image_grid, save_grid
-from resvae.evaluation.isolation import isolated
+from resvae.isolation import isolated
 from resvae.models.images import to_unit
 
 

@@ -9,7 +9,8 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 from resvae.errors import ResvaeError, one_line
-from resvae.storage import read_checkpoint, write_atomically
+from resvae.files import write_atomically
+from resvae.storage import read_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

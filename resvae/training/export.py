@@ -10,7 +10,7 @@ import torch
 
 from resvae.errors import ResvaeError
 from resvae.evaluation import classify, full_report
-from resvae.evaluation.grids import writable
+from resvae.files import writable
 from resvae.models import ResNetClassifier
 from resvae.storage import WEIGHTS, load, save
 from resvae.training.run import data_of

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 from resvae.errors import ResvaeError
-from resvae.storage import write_atomically
+from resvae.files import write_atomically
 
 Tracker = Literal["auto", "wandb", "tensorboard", "none"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from resvae.errors import ResvaeError
-from resvae.evaluation.isolation import isolated
+from resvae.isolation import isolated
 from resvae.models import ImageVAE
 from resvae.probability import ElboTerms, KlSchedule, weighted_elbo
 from resvae.training.base import LitModel, OptimizerFactory, Precision, adamw

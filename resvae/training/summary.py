@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
-from resvae.evaluation import commit, hardware
+from resvae.provenance import commit, hardware
 from resvae.training.callbacks import Throughput
 
 

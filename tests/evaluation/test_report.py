@@ -221,7 +221,7 @@ def test_the_commit_is_that_of_the_checkout_that_tracks_the_package(tmp_path, mo
 
     module = tmp_path / "provenance.py"
     module.touch()
-    monkeypatch.setattr("resvae.evaluation.provenance.__file__", str(module))
+    monkeypatch.setattr("resvae.provenance.__file__", str(module))
     vae = small()
     assert evaluate(vae, [images()]).commit is None  # no checkout
     git("init")

@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def origin(device: torch.device) -> dict[str, Any]:
     return {
         "hardware": hardware(device),
         "torch": torch.__version__,
-        "resvae": sys.modules["resvae"].__version__,  # the root imports all rooms: none imports it
+        "resvae": version("resvae"),
         "commit": commit(),
     }
 

@@ -1,0 +1,45 @@
+"""Files that are written whole or not at all, and the check of where they shall go."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from resvae.errors import ResvaeError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in its place in one step.
+
+    A full disk or a killed process leaves what was at ``path`` as it was.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:  # Windows syncs no file that is open for reading alone
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp's files are private; these are to be shared
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text ``write_atomically``."""
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def writable(out: str | Path, *endings: str) -> Path:
+    """The path ``out``.
+
+    Raises:
+        ResvaeError: its folder does not exist, or it has none of the ``endings``, if there are any.
+    """
+    path = Path(out)
+    if not path.parent.is_dir():
+        raise ResvaeError(f"out: {path} cannot be written; the folder {path.parent} does not exist")
+    if endings and path.suffix.lower() not in endings:
+        raise ResvaeError(f"out: {path} is not allowed; end it with {', '.join(endings)}")
+    return path
