@@ -7,7 +7,6 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from resvae import verbs
 from resvae.errors import ResvaeError, one_line
 
 HELP = """\
@@ -33,7 +32,7 @@ An option is read from the environment where the command line does not give it:
   RESVAE_FIT__MODEL__VAE__INIT_ARGS__DEPTH=40 resvae fit --config configs/quickstart.yaml
 """
 
-VERBS: dict[str, Callable[..., None]] = {name: getattr(verbs, name) for name in verbs.__all__}
+VERBS = ("evaluate", "export", "interpolate", "reconstruct", "sample")
 TRAINING = ("fit", "validate", "test")
 # Each is a module of resvae.studies with a function of its name, whose signature is its options, or with a ``main``.
 STUDIES = {
@@ -77,7 +76,7 @@ def _run(verb: str, rest: list[str]) -> int:
         elif verb == "study":
             _study(rest)
         elif verb in VERBS:
-            _call(VERBS[verb], verb, rest)
+            _call(getattr(import_module(f"resvae.verbs.{verb}"), verb), verb, rest)
         else:
             raise ResvaeError(f"verb: {verb} is not known; one of {', '.join([*TRAINING, 'sweep', 'study', *VERBS])}")
     except KeyboardInterrupt:

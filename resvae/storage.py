@@ -15,12 +15,12 @@ from resvae.errors import ResvaeError, one_line
 from resvae.files import write_atomically
 from resvae.models import VAE, HierarchicalVAE, ImageVAE, ReferenceVAE, ResNetClassifier
 from resvae.networks import BlockConfig
+from resvae.runs.folder import SHIPPED, best_checkpoint
 
 MODELS: dict[str, type[nn.Module]] = {
     model.__name__: model for model in (VAE, HierarchicalVAE, ReferenceVAE, ResNetClassifier)
 }
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-SHIPPED = Path(__file__).parent / "weights"
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -118,20 +118,6 @@ def load_vae(source: str | Path) -> ImageVAE:
 def shipped() -> list[str]:
     """The names of the models inside the package."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
-
-
-def best_checkpoint(run: Path) -> Path:
-    """The best checkpoint of a run's folder, or its last where there is no best yet, or else its interruption's."""
-    for name in ("best.ckpt", "last.ckpt", "interrupted.ckpt"):
-        if (run / "checkpoints" / name).is_file():
-            return run / "checkpoints" / name
-    raise ResvaeError(f"model: {run} holds neither {CONFIG} nor checkpoints/best.ckpt")
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """What a run that was stopped goes on from: the newest of ``last.ckpt`` and ``interrupted.ckpt``."""
-    saved = [run / "checkpoints" / f"{name}.ckpt" for name in ("last", "interrupted")]
-    return max((path for path in saved if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

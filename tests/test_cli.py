@@ -15,7 +15,7 @@ from PIL import Image
 
 import resvae
 from resvae.cli import main
-from resvae.training.run import data_of
+from resvae.runs.data import data_of
 
 CONFIG = """
 name: run
@@ -194,8 +194,8 @@ def test_a_model_that_json_cannot_hold_trains_all_the_same(there, tmp_path, caps
 def test_a_runs_own_data_are_read_where_one_says(there, capsys):
     assert main(["evaluate", RUN, "--num", "4", "--data", "npz", "--path", "floats.npz"]) == 2
     assert "floats.npz" in capsys.readouterr().err
-    assert data_of(RUN, root="elsewhere")._read.args[1] == "elsewhere"
-    assert data_of(RUN)._read.args[1] == "data"
+    assert data_of(RUN, root="elsewhere").root == "elsewhere"
+    assert data_of(RUN).root == "data"
 
 
 def test_resuming_another_model_leaves_the_metrics_of_the_run(there, capsys):
@@ -246,7 +246,7 @@ def test_control_c_is_a_line_and_its_own_code(there, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("resvae.verbs.load_vae", interrupted)
+    monkeypatch.setattr("resvae.verbs.sample.load_vae", interrupted)
     assert main(["sample", RUN]) == 130
     assert capsys.readouterr().err == "resvae: interrupted\n"
 

@@ -10,8 +10,9 @@ from resvae.cli import main
 from resvae.errors import ResvaeError
 from resvae.evaluation import classify, distances, evaluate, feature_network, generate
 from resvae.models import ImageVAE
-from resvae.storage import SHIPPED, build, describe, shipped
-from resvae.training.run import data_of
+from resvae.runs.data import data_of
+from resvae.runs.folder import SHIPPED
+from resvae.storage import build, describe, shipped
 
 VAES = ["digits", "cifar10-single-latent", "cifar10-hierarchical"]
 

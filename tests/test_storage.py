@@ -16,7 +16,8 @@ from resvae.errors import ResvaeError
 from resvae.files import write_atomically
 from resvae.models import VAE, ReferenceVAE, ResNetClassifier, reference
 from resvae.networks import BlockConfig
-from resvae.storage import best_checkpoint, build, describe, load, read_checkpoint, save
+from resvae.runs.folder import best_checkpoint
+from resvae.storage import build, describe, load, read_checkpoint, save
 from resvae.training.checkpoints import AtomicCheckpointIO
 
 

@@ -3,6 +3,7 @@
 import warnings
 import zlib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -96,11 +97,14 @@ def resized(x: Tensor, size: int) -> Tensor:
 
 
 def _digits() -> Source:
-    from sklearn.datasets import load_digits
-
-    values, labels = load_digits(return_X_y=True)
-    x = torch.from_numpy(values).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
-    return _split(Images(x, torch.from_numpy(labels).long()), DIGITS_TEST_EVERY)
+    # the file that ``sklearn.datasets.load_digits`` reads; importing scikit-learn for it would take seconds
+    package = find_spec("sklearn")
+    assert package is not None
+    table = np.loadtxt(
+        Path(str(package.origin)).parent / "datasets/data/digits.csv.gz", delimiter=","
+    )  # 64 values, label
+    x = torch.from_numpy(table[:, :-1]).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
+    return _split(Images(x, torch.from_numpy(table[:, -1]).long()), DIGITS_TEST_EVERY)
 
 
 # torchvision's class, where the files come from, where they go under the root

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resvae.data import ImageDataModule, Split
+from resvae.data import ImageSets, Split
 from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.distances import distances, generate
 from resvae.evaluation.grids import beside, image_grid
@@ -26,7 +26,7 @@ ROWS, COLUMNS = 8, 8  # of the page's grids of reconstructions and neighbours
 
 def full_report(
     vae: ImageVAE,
-    data: ImageDataModule,
+    data: ImageSets,
     split: Split = "test",
     *,
     num: int | None = None,

@@ -51,7 +51,7 @@ def subject(source: str, num: int, split: Split = "test", **images: Any) -> Subj
         split: train, val or test.
         **images: as ``data_of`` has them: ``data``, ``path``, ``root``.
     """
-    from resvae.training.run import data_of
+    from resvae.runs.data import data_of
 
     at_least(1, num=num)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resvae.storage import latest_checkpoint
+from resvae.runs.folder import latest_checkpoint
 from resvae.training.summary import read_summary
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -74,8 +74,8 @@ def result(run: Path, variant: str, depth: int, seed: int) -> Result:
     """Test the last checkpoint of a run's folder, as ``resvae test`` does, and gather what it has logged."""
     import pytorch_lightning as pl
 
+    from resvae.runs.data import data_of
     from resvae.training import LitClassifier, LitVAE
-    from resvae.training.run import data_of
 
     model = load(run / "checkpoints/last.ckpt")
     data = data_of(str(run), image_shape=model.image_shape)

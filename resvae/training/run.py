@@ -19,7 +19,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError, at_least, one_line
-from resvae.storage import SHIPPED, best_checkpoint, latest_checkpoint, read_checkpoint
+from resvae.runs.folder import best_checkpoint, latest_checkpoint
+from resvae.storage import read_checkpoint
 from resvae.training.callbacks import FinalValidation, ImageGrids
 from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint, RunCheckpoint, StepCheckpoint
 from resvae.training.classifier import LitClassifier
@@ -274,38 +275,3 @@ def _free(folder: Path) -> Path:
     """The folder, or with the next number where a run is there already: what is saved is never written over."""
     numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([folder], numbered) if not path.exists())
-
-
-def data_of(
-    model: str,
-    data: str | None = None,
-    path: str | None = None,
-    root: str | None = None,
-    image_shape: tuple[int, int, int] | None = None,
-) -> ImageDataModule:
-    """The data to use a model on.
-
-    Args:
-        model: a run's folder or the name of shipped weights, where ``data`` is not told.
-        data: the data set; a run's own unless told.
-        path: of the folder or .npz, for the data sets of those names; the run's own unless told.
-        root: where data sets are; the run's own unless told, or ``data``.
-        image_shape: ``(C, H, W)`` that the model takes; any unless told.
-
-    Raises:
-        ResvaeError: no name and no run; images of another shape than the model's.
-    """
-    config = Path(model) / "config.yaml"
-    if not config.is_file():
-        config = SHIPPED / config
-    places: dict[str, Any] = {k: v for k, v in {"path": path, "root": root}.items() if v is not None}
-    if data is not None:
-        square = image_shape[1] if image_shape and image_shape[1] == image_shape[2] else None
-        module = ImageDataModule(data, image_size=square, **places)
-    elif config.is_file():
-        module = ImageDataModule(**(yaml.safe_load(config.read_text()).get("data") or {}) | places)
-    else:
-        raise ResvaeError(f"data: {model} is not a run's folder; name the data set: --data cifar10")
-    if image_shape not in (None, module.image_shape):
-        raise ResvaeError(f"data: images of shape {module.image_shape} do not fit the model, which takes {image_shape}")
-    return module

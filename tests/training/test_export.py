@@ -8,8 +8,8 @@ import torch
 from resvae import load
 from resvae.cli import main
 from resvae.evaluation import classify, evaluate
+from resvae.runs.data import data_of
 from resvae.storage import WEIGHTS
-from resvae.training.run import data_of
 
 FIT = [
     "fit",

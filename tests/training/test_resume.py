@@ -17,7 +17,8 @@ import yaml
 import resvae
 from resvae import ImageDataModule
 from resvae.cli import main
-from resvae.storage import best_checkpoint, build
+from resvae.runs.folder import best_checkpoint
+from resvae.storage import build
 from resvae.training.checkpoints import AtomicCheckpointIO
 from resvae.training.module import LitVAE
 from resvae.training.summary import read_summary

@@ -12,8 +12,8 @@ from resvae.errors import ResvaeError
 from resvae.evaluation import classify, full_report
 from resvae.files import writable
 from resvae.models import ResNetClassifier
+from resvae.runs.data import data_of
 from resvae.storage import WEIGHTS, load, save
-from resvae.training.run import data_of
 from resvae.training.summary import read_summary
 
 CARD = """\

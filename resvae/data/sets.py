@@ -1,0 +1,123 @@
+"""A named set of images in three splits, as tensors; nothing here knows of training."""
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from resvae.data.sources import Images, check, read
+from resvae.errors import ResvaeError, at_least
+
+Split = Literal["train", "val", "test"]
+
+
+class ImageSets:
+    """The images and labels of a data set, a folder of images or an .npz, read when they are first asked for.
+
+    Args:
+        name: ``cifar10``, ``cifar100``, ``svhn``, ``mnist``, ``fashion_mnist``, ``digits`` (scikit-learn's, which needs
+            no network), ``folder``, ``npz``.
+        root: the folder of downloaded sets.
+        path: of the folder (``train/`` and ``test/`` in it, or every tenth image is for testing; class subfolders give
+            the labels where every image is in one) or of the .npz (``images`` uint8, and if you like ``labels``,
+            ``test_images``, ``test_labels``).
+        image_size: pad with zeros, or average down, to this size; files of a folder are cut square and scaled.
+        validation: how many training images to set apart for validation, or which share of them; drawn by ``seed``.
+            A tenth of CIFAR-10's are the customary 5,000.
+        protocol: ``split``; or ``test_as_validation``, the article's: all training images train, test images validate.
+        seed: of the split, and in training of the order and the augmentation.
+        on_corrupt: ``refuse`` or ``skip`` a file that cannot be read.
+        download: fetch what is missing.
+        limit: use only so many training images, drawn by ``seed``.
+
+    Raises:
+        ResvaeError: a value out of its range; on first use, a source that cannot be read, fetched or split.
+    """
+
+    def __init__(
+        self,
+        name: str = "cifar10",
+        root: str = "data",
+        path: str | None = None,
+        image_size: int | None = None,
+        validation: int | float = 0.1,
+        protocol: Literal["split", "test_as_validation"] = "split",
+        seed: int = 0,
+        on_corrupt: Literal["refuse", "skip"] = "refuse",
+        download: bool = True,
+        limit: int | None = None,
+    ):
+        at_least(1, **{"data.limit": limit})
+        at_least(0, **{"data.seed": seed})
+        if protocol not in ("split", "test_as_validation"):
+            raise ResvaeError(f"data.protocol: {protocol!r} is not allowed; split or test_as_validation")
+        if on_corrupt not in ("refuse", "skip"):
+            raise ResvaeError(f"data.on_corrupt: {on_corrupt!r} is not allowed; refuse or skip")
+        check(name, path, image_size)
+        self.name = name
+        self.root = root
+        self.validation = validation
+        self.protocol = protocol
+        self.seed = seed
+        self.limit = limit
+        self._read = partial(read, name, root, path, image_size, on_corrupt, download)
+        self._sets: dict[str, Images] = {}
+
+    def split(self, name: Split) -> Images:
+        """A split's images and labels, without augmentation."""
+        if name not in ("train", "val", "test"):
+            raise ResvaeError(f"split: {name!r} is not allowed; train, val or test")
+        if not self._sets:
+            train, test = self._read()
+            order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(self.seed))
+            if self.protocol == "test_as_validation":
+                validation = test
+            else:
+                num = self._num_validation(len(order))
+                validation, order = train.take(order[:num]), order[num:]
+            self._sets = {"train": train.take(order[: self.limit]), "val": validation, "test": test}
+        return self._sets[name]
+
+    def images(self, split: Split) -> Tensor:
+        """All images of a split, uint8 ``[N, C, H, W]``, without augmentation."""
+        return self.split(split).x
+
+    def labels(self, split: Split) -> Tensor:
+        """All labels of a split, int64 ``[N]``."""
+        return self.split(split).y
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of the images."""
+        c, h, w = self.images("train").shape[1:]
+        return c, h, w
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label."""
+        return max(int(self.labels(split).max()) for split in ("train", "val", "test")) + 1
+
+    @property
+    def num_train(self) -> int:
+        """Number of training images, what validation and ``limit`` leave."""
+        return len(self.labels("train"))
+
+    @property
+    def num_val(self) -> int:
+        """Number of validation images."""
+        return len(self.labels("val"))
+
+    @property
+    def num_test(self) -> int:
+        """Number of test images."""
+        return len(self.labels("test"))
+
+    def _num_validation(self, total: int) -> int:
+        num = self.validation * total if isinstance(self.validation, float) else self.validation
+        if not 0.5 < num <= total - 1:
+            raise ResvaeError(
+                f"data.validation: {self.validation} of {total} training images is not allowed; "
+                "at least one must be left on each side (a whole number of images, or a share between 0 and 1)"
+            )
+        return round(num)

@@ -1,0 +1,49 @@
+"""The data that a run was trained on."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resvae.data import ImageSets
+from resvae.errors import ResvaeError
+from resvae.runs.folder import SHIPPED
+
+# fields of a run's data that only its training needs
+TRAINING = ("batch_size", "eval_batch_size", "crop_padding", "flip", "num_workers")
+
+
+def data_of(
+    model: str,
+    data: str | None = None,
+    path: str | None = None,
+    root: str | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> ImageSets:
+    """The data to use a model on.
+
+    Args:
+        model: a run's folder or the name of shipped weights, where ``data`` is not told.
+        data: the data set; a run's own unless told.
+        path: of the folder or .npz, for the data sets of those names; the run's own unless told.
+        root: where data sets are; the run's own unless told, or ``data``.
+        image_shape: ``(C, H, W)`` that the model takes; any unless told.
+
+    Raises:
+        ResvaeError: no name and no run; images of another shape than the model's.
+    """
+    config = Path(model) / "config.yaml"
+    if not config.is_file():
+        config = SHIPPED / config
+    places: dict[str, Any] = {k: v for k, v in {"path": path, "root": root}.items() if v is not None}
+    if data is not None:
+        square = image_shape[1] if image_shape and image_shape[1] == image_shape[2] else None
+        found = ImageSets(data, image_size=square, **places)
+    elif config.is_file():
+        written = yaml.safe_load(config.read_text()).get("data") or {}
+        found = ImageSets(**{key: value for key, value in written.items() if key not in TRAINING} | places)
+    else:
+        raise ResvaeError(f"data: {model} is not a run's folder; name the data set: --data cifar10")
+    if image_shape not in (None, found.image_shape):
+        raise ResvaeError(f"data: images of shape {found.image_shape} do not fit the model, which takes {image_shape}")
+    return found
