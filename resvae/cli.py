@@ -1,40 +1,32 @@
-"""The command line: which verb, and what becomes of its errors."""
+"""The command line: which verb, and what becomes of its errors. Nothing heavy is imported before a verb needs it."""
 
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
+from resvae.environment import after_files, options
 from resvae.errors import ResvaeError, one_line
 
-HELP = """\
-resvae: residual variational autoencoders of any depth
-
-usage: resvae VERB [options]        resvae VERB --help tells the options of a verb
-
-train and test (YAML in configs/; every field can be overridden)
-  fit          train                 resvae fit --config configs/quickstart.yaml --model.vae.depth 40
-  validate     validation figures    resvae validate runs/quickstart
-  test         test figures          resvae test runs/quickstart
-  sweep        a run a value, seed   resvae sweep --config configs/quickstart.yaml --depths 16,22,28 --seeds 0,1
-  study        what residuals do     resvae study --help tells the studies
-
-use (MODEL: a run's folder, a .ckpt, a saved folder or the name of shipped weights)
-  sample       draw new images       resvae sample runs/quickstart --num 64 --out samples.png
-  reconstruct  originals beside      resvae reconstruct runs/quickstart --num 32 --out reconstructions.png
-  interpolate  between test images   resvae interpolate runs/quickstart --steps 8 --out interpolations.png
-  evaluate     ELBO, IW-k, FID, ...  resvae evaluate runs/quickstart --num_samples 100 --out report.json
-  export       to give away          resvae export runs/quickstart my-digits
-
-An option is read from the environment where the command line does not give it:
-  RESVAE_FIT__MODEL__VAE__INIT_ARGS__DEPTH=40 resvae fit --config configs/quickstart.yaml
-"""
-
-VERBS = ("evaluate", "export", "interpolate", "reconstruct", "sample")
-TRAINING = ("fit", "validate", "test")
-# Each is a module of resvae.studies with a function of its name, whose signature is its options, or with a ``main``.
+# Each verb by its group: its module under resvae, what it does, and an example. The module has either a function
+# of the verb's name, whose signature is the verb's options, or a function ``main`` of the verb and its arguments.
+TRAIN = "train and test (YAML in configs/; every field can be overridden)"
+USE = "use (MODEL: a run's folder, a .ckpt, a saved folder or the name of shipped weights)"
+VERBS: dict[str, tuple[str, str, str, str]] = {
+    "fit": (TRAIN, "verbs.fit", "train", "--config configs/quickstart.yaml --model.vae.depth 40"),
+    "validate": (TRAIN, "verbs.checkpoints", "validation figures", "runs/quickstart"),
+    "test": (TRAIN, "verbs.checkpoints", "test figures", "runs/quickstart"),
+    "sweep": (TRAIN, "studies.sweep", "compare depths", "--config configs/quickstart.yaml --depths 16,22 --seeds 0,1"),
+    "study": (TRAIN, "studies", "what residuals do", "--help lists the studies"),
+    "sample": (USE, "verbs.sample", "draw new images", "runs/quickstart --num 64 --out samples.png"),
+    "reconstruct": (USE, "verbs.reconstruct", "originals beside", "runs/quickstart --num 32 --out pairs.png"),
+    "interpolate": (USE, "verbs.interpolate", "between test images", "runs/quickstart --steps 8 --out rows.png"),
+    "evaluate": (USE, "verbs.evaluate", "ELBO, IW-k, FID, ...", "runs/quickstart --num_samples 100 --out report.json"),
+    "export": (USE, "verbs.export", "a folder to share", "runs/quickstart my-digits"),
+}
 STUDIES = {
     "wrapper": "Residual around convolutions and recurrent layers, beside the same without",
     "degradation": "plain, residual and highway networks by depth",
@@ -46,85 +38,108 @@ STUDIES = {
     "paths": "paths by length, and the gradient that they carry",
     "activations": "for one image, what each layer sees, adds and passes on",
 }
+END = """
+An option that the command line does not give is read from the environment:
+  RESVAE_FIT__MODEL__VAE__INIT_ARGS__DEPTH=40 resvae fit --config configs/quickstart.yaml
+RESVAE_IMPORT=my_module imports a module first: one that registers models of your own, for instance.
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; returns the exit code. Bad input is one line on stderr and code 2; RESVAE_DEBUG=1 shows the trace."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(_help(), end="")
         return 0
     with warnings.catch_warnings():
         warnings.showwarning = _warn
-        return _run(arguments[0], arguments[1:])
-
-
-def _run(verb: str, rest: list[str]) -> int:
-    try:
-        if verb in ("--version", "version"):
-            from resvae import __version__
-
-            print(f"resvae {__version__}")
-        elif verb in TRAINING:
-            from resvae.training.run import run
-
-            run([verb, *rest])
-        elif verb == "sweep":
-            from resvae.studies.sweep import main as sweep
-
-            sweep(rest)
-        elif verb == "study":
-            _study(rest)
-        elif verb in VERBS:
-            _call(getattr(import_module(f"resvae.verbs.{verb}"), verb), verb, rest)
-        else:
-            raise ResvaeError(f"verb: {verb} is not known; one of {', '.join([*TRAINING, 'sweep', 'study', *VERBS])}")
-    except KeyboardInterrupt:
-        print("resvae: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if os.environ.get("RESVAE_DEBUG") or not _is_users(error):
-            raise
-        print(f"resvae: error: {one_line(error)}", file=sys.stderr)
-        return 2
+        try:
+            _run(arguments[0], arguments[1:])
+        except KeyboardInterrupt:
+            print("resvae: interrupted", file=sys.stderr)
+            return 130
+        except Exception as error:
+            if os.environ.get("RESVAE_DEBUG") or not _is_users(error):
+                raise
+            print(f"resvae: error: {one_line(error)}", file=sys.stderr)
+            return 2
     return 0
 
 
+def _run(verb: str, rest: list[str]) -> None:
+    if verb in ("--version", "version"):
+        from resvae import __version__
+
+        print(f"resvae {__version__}")
+        return
+    if verb not in VERBS:
+        raise ResvaeError(f"verb: {verb} is not known; one of {', '.join(VERBS)}")
+    place, name = VERBS[verb][1], verb
+    if verb == "study":
+        if not rest or rest[0] in ("-h", "--help"):
+            print(_studies(), end="")
+            return
+        name, *rest = rest
+        if name not in STUDIES:
+            raise ResvaeError(f"verb: study {name} is not known; one of {', '.join(STUDIES)}")
+        place, verb = f"studies.{name}", f"study {name}"
+    for own in filter(None, os.environ.get("RESVAE_IMPORT", "").split(",")):
+        _import_own(own)
+    module = import_module(f"resvae.{place}")
+    if hasattr(module, "main"):
+        module.main(verb, rest)
+    else:
+        _call(getattr(module, name), verb, rest)
+
+
 def _call(function: Callable[..., Any], verb: str, arguments: list[str]) -> None:
+    """Call a function with the arguments that its signature describes."""
     from jsonargparse import auto_cli
 
+    word = verb.split()[-1]
+    needed = {name for name, each in signature(function).parameters.items() if each.default is each.empty}
     auto_cli(
         function,
-        args=arguments,
+        args=after_files(arguments, options(word, skip=needed)),
         prog=f"resvae {verb}",
         exit_on_error=False,
-        default_env=True,
-        env_prefix=f"RESVAE_{verb.split()[-1].upper()}_",  # and one more underscore before the option
+        default_env=True,  # for what is needed, which has no option
+        env_prefix=f"RESVAE_{word.upper()}_",  # and one more underscore before the name
     )
 
 
-def _study(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, STUDIES))
-        print("usage: resvae study NAME [options]\n")
-        print("\n".join(f"  {name:{width}}  {what}" for name, what in STUDIES.items()))
-        return
-    name, *rest = arguments
-    if name not in STUDIES:
-        raise ResvaeError(f"verb: study {name} is not known; one of {', '.join(STUDIES)}")
-    module = import_module(f"resvae.studies.{name}")
-    if hasattr(module, "main"):
-        module.main(rest)
-    else:
-        _call(getattr(module, name), f"study {name}", rest)
+def _import_own(module: str) -> None:
+    sys.path.insert(0, os.getcwd())
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise ResvaeError(f"RESVAE_IMPORT: {module} cannot be imported ({one_line(error)})") from error
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _help() -> str:
+    lines = ["resvae: residual variational autoencoders of any depth", ""]
+    lines += ["usage: resvae VERB [options]        resvae VERB --help lists the options of a verb"]
+    for group in dict.fromkeys(group for group, *_ in VERBS.values()):
+        lines += ["", group]
+        for verb, (of, _, what, example) in VERBS.items():
+            lines += [f"  {verb:12} {what:21} resvae {verb} {example}"] if of == group else []
+    return "\n".join(lines) + "\n" + END
+
+
+def _studies() -> str:
+    width = max(map(len, STUDIES))
+    return "usage: resvae study NAME [options]\n\n" + "".join(f"  {name:{width}}  {w}\n" for name, w in STUDIES.items())
 
 
 def _is_users(error: Exception) -> bool:
     """Whether the input is at fault and not the code."""
-    from jsonargparse import ArgumentError
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
-    return isinstance(error, ResvaeError | ArgumentError | MisconfigurationException | OSError)
+    kinds: list[type[Exception]] = [ResvaeError, OSError]
+    elsewhere = {"jsonargparse": "ArgumentError", "pytorch_lightning.utilities.exceptions": "MisconfigurationException"}
+    # a library that is not imported cannot have raised
+    kinds += [getattr(sys.modules[module], name) for module, name in elsewhere.items() if module in sys.modules]
+    return isinstance(error, tuple(kinds))
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from resvae.training.run import RunCLI
 
 from resvae.data import ImageDataModule
 from resvae.models import ImageVAE, ResNetClassifier
 from resvae.training import LitClassifier, LitVAE
-from resvae.training.run import RunCLI
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 

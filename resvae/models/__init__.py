@@ -7,3 +7,7 @@ from resvae.models.reference import ReferenceVAE
 from resvae.models.vae import VAE
 
 __all__ = ["VAE", "HierarchicalVAE", "ImageVAE", "ReferenceVAE", "ResNetClassifier"]
+
+from torch import nn as _nn
+
+ImageModel = _nn.Module

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resvae.networks import gate_bias
-from resvae.studies.results import plot_means
+from resvae.studies.table import plot_means
 from resvae.studies.variants import FIGURES, Result, Study, Variant, curves, deciding
 
 REPORTED = "reported test error, %"

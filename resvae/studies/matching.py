@@ -2,51 +2,51 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
 
-from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError
-from resvae.models import ImageVAE
-from resvae.training import LitVAE
-from resvae.training.run import RunCLI, with_environment
+from resvae.models import ImageModel
+from resvae.training.configuration import Configuration
 
 UNIT = 4  # of widths: a bottleneck is a quarter as wide
 Widths = tuple[int, ...]
+Tree = dict[str, Any]
 
 
-def matched_widths(arguments: Sequence[str], varied: Sequence[Sequence[str]], target: int | None) -> list[Widths]:
-    """For each of ``varied``, added to the arguments of ``resvae fit``, the widths whose parameters are nearest.
+def matched_widths(base: Configuration, varied: Sequence[Mapping[str, Any]], target: int | None) -> list[Widths]:
+    """For each change of the base configuration, the widths that bring its model nearest to ``target`` parameters.
 
     Prints what they give.
 
     Args:
-        arguments: what all have in common.
-        varied: further arguments of each.
-        target: how many parameters; as many as with ``arguments`` alone unless told.
+        base: what all have in common.
+        varied: the changes of each, by the fields' full names.
+        target: a number of parameters; default: that of the base configuration.
 
     Raises:
         ResvaeError: the model has no ``widths``.
     """
     if target is None:
-        target = parameters(_model(arguments))
+        target = parameters(_model(base))
     solved = []
-    for more in varied:
-        model = _model([*arguments, *more])
+    for changes in varied:
+        model = _model(base.changed(changes))
         count = functools.partial(parameters, model)
         solved.append(nearest_widths(tuple(model["init_args"]["widths"]), target, count))
-        num, option = count(solved[-1]), " ".join(more).removeprefix("--model.vae.init_args.")
-        print(f"{option}: widths {solved[-1]}, {num:,} parameters, {num / target - 1:+.2%} of {target:,}")
+        num = count(solved[-1])
+        told = ", ".join(f"{field.split('.')[-1]} {value}" for field, value in changes.items())
+        print(f"{told}: widths {solved[-1]}, {num:,} parameters, {num / target - 1:+.2%} of {target:,}")
     return solved
 
 
 def nearest_widths(widths: Widths, target: int, count: Callable[[Widths], int]) -> Widths:
     """Multiples of 4, in about the proportions of ``widths``, whose ``count`` is nearest to ``target``.
 
-    One factor on all by bisection, then single widths 4 up or down for as long as that comes nearer.
+    One factor on all widths is found by bisection; then single widths move by 4 for as long as that comes nearer.
     """
     count = functools.cache(count)
 
@@ -70,48 +70,35 @@ def nearest_widths(widths: Widths, target: int, count: Callable[[Widths], int]) 
     return best
 
 
-def parameters(model: dict[str, Any], widths: Widths | None = None) -> int:
-    """How many a model has that are trained, without the memory for them where its constructor looks at no value.
+def parameters(model: Tree, widths: Widths | None = None) -> int:
+    """The number of trained parameters of a model, counted without memory for them where its constructor allows.
 
     Args:
         model: ``class_path`` and ``init_args``.
-        widths: in place of its own.
+        widths: in the place of its own.
     """
     arguments = model["init_args"] | ({} if widths is None else {"widths": list(widths)})
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--vae", type=ImageVAE)  # alone: in a union the model's own errors get lost
+    parser = _parser()
+    config = parser.parse_object({"model": model | {"init_args": arguments}})
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the name of this method is newer than the oldest jsonargparse that serves
-        config = parser.parse_object({"vae": model | {"init_args": arguments}})
+        warnings.simplefilter("ignore")
         try:
             with torch.device("meta"):
-                vae = parser.instantiate_classes(config)["vae"]
-        except (NotImplementedError, RuntimeError):
-            vae = parser.instantiate_classes(config)["vae"]
-    return sum(p.numel() for p in vae.parameters() if p.requires_grad)
+                built = parser.instantiate(config).model
+        except (NotImplementedError, RuntimeError):  # the constructor looks at a value
+            built = parser.instantiate(config).model
+    return sum(p.numel() for p in built.parameters() if p.requires_grad)
 
 
-class _Parsed(RunCLI):
-    """The configuration as ``resvae fit`` reads it, with nothing made of it."""
-
-    def _parse_ckpt_path(self) -> None: ...
-    def _set_seed(self) -> None: ...
-    def instantiate_classes(self) -> None: ...
-    def _run_subcommand(self, subcommand: str) -> None: ...
+@functools.cache
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=ImageModel)  # alone: in a union the model's own errors get lost
+    return parser
 
 
-def _model(arguments: Sequence[str]) -> dict[str, Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the arguments are not this process's own
-        parsed = _Parsed(
-            LitVAE,
-            ImageDataModule,
-            save_config_callback=None,
-            parser_kwargs={"exit_on_error": False},
-            auto_configure_optimizers=False,
-            args=["fit", *with_environment("fit", list(arguments))],
-        )
-    model = parsed.config.fit.model.vae.as_dict()
+def _model(configuration: Configuration) -> Tree:
+    model = configuration.tree()["model"][configuration.field]
     if "widths" not in model["init_args"]:
         raise ResvaeError(f"match: params needs a model with widths; {model['class_path'].split('.')[-1]} has none")
     return model

@@ -16,10 +16,9 @@ from resvae.evaluation import check_labels
 from resvae.files import write_atomically
 from resvae.models import ResNetClassifier
 from resvae.provenance import commit, hardware
+from resvae.runs.data import data_of
 from resvae.storage import load
-from resvae.studies.table import Cell, write_table
-
-Row = dict[str, Cell]
+from resvae.studies.table import Row, write_table
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,6 @@ def subject(source: str, num: int, split: Split = "test", **images: Any) -> Subj
         split: train, val or test.
         **images: as ``data_of`` has them: ``data``, ``path``, ``root``.
     """
-    from resvae.runs.data import data_of
-
     at_least(1, num=num)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load(source).to(device)

@@ -1,15 +1,28 @@
-"""``resvae sweep``: one run a depth (or levels, or stochastic depth) and seed, each resumed where it stopped."""
+"""``resvae sweep``: one run per depth (or levels, or stochastic depth) and seed, and the table of them all."""
 
-import json
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
 
 from resvae.errors import ResvaeError, at_least
-from resvae.studies.launch import Launch, Parser, listed
+from resvae.runs.folder import read_summary
+from resvae.studies.grid import Grid, Point, listed, numbers, parse_grid
 from resvae.studies.matching import matched_widths
-from resvae.studies.results import AXES, Point, table
-from resvae.studies.runs import Run
+from resvae.studies.processes import Workers
+from resvae.studies.table import Row, over_seeds, plot_means, write_table
+from resvae.training.configuration import Configuration
+
+# What can be varied: the model's argument, and what the option and the table's files are called.
+AXES = {"depth": "depths", "levels": "levels", "stochastic_depth": "stochastic_depths"}
+
+# Keng, "Residual Networks" (2018): minima over the epochs of the training and validation loss, nats per image.
+REPORTED = {28: (1790.4, 1794.7), 40: (1787.5, 1795.7), 70: (1784.8, 1799.0), 100: (1782.3, 1804.0)}
+NOTES = "Losses: nats per image, minima over the epochs. Bits/dim, KL (nats), error: at the best validation."
+Value = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -18,7 +31,7 @@ class Match:
 
     Args:
         kinds: ``params``, ``time`` or ``steps``, or ``params`` and one of the two.
-        params: how many; as many as the configuration as it is written unless told.
+        params: a number of parameters; default: that of the configuration as it is written.
         seconds: of training and validation, by the clock. The cosine ends with them.
         steps: updates.
 
@@ -45,98 +58,180 @@ class Match:
                 raise ResvaeError(f"{option}: {number} is not allowed without --match {kind}")
             at_least(1, **{option: number})
 
-    def limits(self) -> tuple[str, ...]:
-        """Where ``resvae fit`` ends, whatever the configuration says of it; early stopping would end it sooner."""
-        patient = f"--early_stopping.patience={10**9}"
-        if self.seconds:
-            time = json.dumps({"seconds": self.seconds})
-            return f"--trainer.max_time={time}", "--trainer.max_epochs=-1", "--trainer.max_steps=-1", patient
-        if self.steps:
-            return "--trainer.max_time=null", "--trainer.max_epochs=-1", f"--trainer.max_steps={self.steps}", patient
-        return ()
+    def limits(self) -> dict[str, Any]:
+        """Where each run ends, whatever its configuration says of it; early stopping would end it sooner."""
+        if not self.seconds and not self.steps:
+            return {}
+        time = {"seconds": self.seconds} if self.seconds else None
+        ends = {"max_time": time, "max_epochs": -1, "max_steps": self.steps or -1}
+        return {f"trainer.{name}": value for name, value in ends.items()} | {"early_stopping.patience": 10**9}
 
 
-def main(arguments: list[str]) -> None:
-    """Parse ``resvae sweep``; what it does not know goes to ``resvae fit`` of each run."""
-    parser = Parser(
-        "sweep", "Train one model a value and seed, resume what was stopped, and write the table: .md, .csv, .png."
-    )
-    varied = parser.add_mutually_exclusive_group()
-    varied.add_argument("--depths", help="28,40,70,100")
-    varied.add_argument("--levels", help="1,2,4,8, or a number a resolution, coarsest first: 1-1-1,1-2-2")
-    varied.add_argument("--stochastic_depths", help="1,2,4: how many of the levels have latents")
-    parser.add_argument("--match", help="the same in all runs: params, time or steps; params,time; params,steps")
-    parser.add_argument("--params", type=int, help="of --match params; as many as the configuration has unless told")
-    parser.add_argument("--seconds", type=int, help="of --match time: training and validation")
-    parser.add_argument("--steps", type=int, help="of --match steps: updates")
-    parser.add_argument("--name", default="sweep", help="the sweep's folder is <runs>/<name>")
-    parser.add_argument("--runs", default="runs", help="the folder of all runs")
-    known, rest = parser.parse_known_args(arguments)
-    given = [(axis, option) for axis, option in AXES.items() if getattr(known, option) is not None]
-    if known.config is None or not given:
-        raise ResvaeError(
-            f"sweep: --config and one of {', '.join(f'--{option}' for option in AXES.values())} are needed"
-        )
+def main(verb: str, arguments: list[str]) -> None:
+    """Parse ``resvae sweep``, and train."""
+
+    def add(parser: ArgumentParser) -> None:
+        parser.add_argument("--depths", type=str | None, help="28,40,70,100")
+        parser.add_argument("--levels", type=str | None, help="1,2,4,8; or one number per resolution: 1-1-1,1-2-2")
+        parser.add_argument("--stochastic_depths", type=str | None, help="1,2,4: how many levels have latents")
+        parser.add_argument("--match", type=str | None, help="the same in all runs: params, time, steps; params,time")
+        parser.add_argument("--params", type=int | None, help="with --match params; default: the configuration's own")
+        parser.add_argument("--seconds", type=int | None, help="with --match time: training and validation")
+        parser.add_argument("--steps", type=int | None, help="with --match steps: updates")
+
+    description = "Train one model per value and seed, resume what was stopped, and write a table (.md, .csv, .png)."
+    parsed = parse_grid(verb, description, arguments, add)
+    if parsed is None:
+        return
+    base, own = parsed
+    given = [(axis, option) for axis, option in AXES.items() if own[option] is not None]
+    if len(given) != 1:
+        options = ", ".join(f"--{option}" for option in AXES.values())
+        got = " and ".join(f"--{option}" for _, option in given) or "none"
+        raise ResvaeError(f"sweep: {got} of {options} is not allowed; give one of them, beside --config")
     axis, option = given[0]
+    kinds = tuple(own.match.replace(" ", "").split(",")) if own.match else ()
     sweep(
-        parser.launch(Path(known.runs) / known.name, known, rest),
+        base,
+        base.folder,
         axis,
-        listed(option, getattr(known, option)),
-        [None] if known.seeds is None else [seed for (seed,) in listed("seeds", known.seeds, r"\d+")],
-        Match(
-            tuple(known.match.replace(" ", "").split(",")) if known.match else (),
-            known.params,
-            known.seconds,
-            known.steps,
-        ),
+        listed(option, own[option]),
+        [None] if own.seeds is None else numbers("seeds", own.seeds),
+        Match(kinds, own.params, own.seconds, own.steps),
+        Workers(own.jobs, own.ray, own.cpus, own.gpus),
     )
 
 
 def sweep(
-    launch: Launch,
+    base: Configuration,
+    folder: Path,
     axis: str,
-    values: Sequence[tuple[int, ...]],
+    values: Sequence[Value],
     seeds: Sequence[int | None] = (None,),
     match: Match = Match(),
+    workers: Workers = Workers(),
 ) -> str:
-    """Train a model a value and seed.
-
-    A run that has ended is not repeated; one that was stopped goes on from its last checkpoint; one that fails does
-    not stop the others. The table is written after every run.
+    """Train one model per value and seed. The table is written after every run.
 
     Args:
-        launch: where and how.
+        base: the configuration that all runs share.
+        folder: of the runs and the table.
         axis: the model's argument that varies: ``depth``, ``levels``, ``stochastic_depth``.
-        values: one number each, or one a resolution.
-        seeds: one run each; None for the configuration's own.
+        values: each one number, or one number per resolution.
+        seeds: of the runs; None for the configuration's own.
         match: what all runs have the same of.
+        workers: where to train, and how many at once.
 
     Returns:
         The table in Markdown.
 
     Raises:
-        ResvaeError: a classifier's configuration; the folder's runs were trained otherwise; a run failed.
+        ResvaeError: the folder's runs were trained otherwise; a run failed.
     """
-    launch = replace(launch, more={"match": asdict(match)})
-    config = launch.common["config"]
-    if isinstance(config, dict) and "classifier" in (config.get("model") or ()):
-        raise ResvaeError(f"config: {launch.config} is a classifier's; a sweep is of VAEs (see resvae study --help)")
-    common = [*launch.arguments, *match.limits()]
-
-    def run(value: tuple[int, ...], seed: int | None, arguments: Sequence[str] = ()) -> Run:
-        point = Point(axis, value, seed)
-        seeded = [] if seed is None else [f"--seed_everything={seed}"]
-        return Run(launch.folder, point.name, str(point), (*common, *arguments, *seeded))
-
-    chosen = {value: [f"--model.vae.init_args.{axis}={_yaml(value)}"] for value in values}
+    base = base.changed(match.limits())
+    model = f"model.{base.field}.init_args"
+    chosen: list[dict[str, Any]] = [{f"{model}.{axis}": each[0] if len(each) == 1 else list(each)} for each in values]
     if "params" in match.kinds:
-        untrained = [value for value in chosen if not all(run(value, seed).ended for seed in seeds)]
-        solved = matched_widths(common, [chosen[value] for value in untrained], match.params)
-        for value, widths in zip(untrained, solved, strict=True):
-            chosen[value].append(f"--model.vae.init_args.widths={list(widths)}")
-    runs = [run(value, seed, arguments) for value, arguments in chosen.items() for seed in seeds]
-    return launch.train(runs, lambda: table(launch.folder, axis), AXES[axis])
+        solved = matched_widths(base, chosen, match.params)
+        chosen = [one | {f"{model}.widths": list(widths)} for one, widths in zip(chosen, solved, strict=True)]
+    points = [
+        Point(
+            name_of(axis, value, seed),
+            {axis: written(value), **({} if seed is None else {"seed": str(seed)})},
+            changes | ({} if seed is None else {"seed_everything": seed}),
+        )
+        for value, changes in zip(values, chosen, strict=True)
+        for seed in seeds
+    ]
+    return Grid("sweep", folder, base, points, workers).train(lambda: table(folder, axis), AXES[axis])
 
 
-def _yaml(value: Sequence[int]) -> str:
-    return str(value[0]) if len(value) == 1 else str(list(value))
+def written(value: Value) -> str:
+    """As the command line has it: 4, or 1-2-2-1."""
+    return "-".join(map(str, value))
+
+
+def name_of(axis: str, value: Value, seed: int | None) -> str:
+    """The name of a run's folder: ``depth_0028``, ``levels_1-2-2-1_seed_0``."""
+    number = f"{value[0]:04d}" if len(value) == 1 else written(value)
+    return f"{axis}_{number}" + ("" if seed is None else f"_seed_{seed}")
+
+
+def runs_in(folder: Path, axis: str) -> list[tuple[Value, int | None, dict[str, Any]]]:
+    """The value, seed and summary of each run that has a summary, by value and seed."""
+    names = [re.fullmatch(rf"{axis}_(\d+(?:-\d+)*)(?:_seed_(\d+))?", path.name) for path in folder.glob("*")]
+    found = [
+        (tuple(map(int, name[1].split("-"))), None if name[2] is None else int(name[2]), summary)
+        for name in names
+        if name and (summary := read_summary(folder / name[0]))
+    ]
+    return sorted(found, key=lambda run: (sum(run[0]), run[0], run[1] or 0))
+
+
+def table(folder: Path, axis: str = "depth") -> str:
+    """The table of the runs along ``axis`` that ``folder`` holds, as Markdown; writes it as CSV and PNG too.
+
+    Where runs have seeds it has one row per value, and ``<axis>_runs`` one row per run.
+    """
+    runs, name = runs_in(folder, axis), AXES[axis]
+    if not runs:
+        return ""
+    # of a sweep with seeds only what has ended is averaged, each seed once; the table of runs has all
+    ended = [seed is not None and summary["ended"] != "running" for _, seed, summary in runs]
+    averaged = [run for run, whole in zip(runs, ended, strict=True) if whole]
+    write_plot(averaged or runs, axis, folder / f"{name}.png")
+    rows = [_row(axis, *run) for run in runs]
+    if len({row["widths"] for row in rows}) == 1:
+        rows = [{key: cell for key, cell in row.items() if key != "widths"} for row in rows]
+    if all(seed is None for _, seed, _ in runs):
+        return write_table(rows, folder, name, NOTES)
+    text = write_table(rows, folder, f"{name}_runs", NOTES)
+    if not averaged:
+        return text
+    groups: dict[tuple[int, ...], list[Row]] = {}
+    for (value, *_), row, whole in zip(runs, rows, ended, strict=True):
+        if whole:
+            groups.setdefault(tuple(value), []).append(row)
+    notes = f"{NOTES} ±: the standard deviation over the seeds."
+    return write_table([over_seeds(group) for group in groups.values()], folder, name, notes)
+
+
+def write_plot(runs: Sequence[tuple[Value, int | None, dict[str, Any]]], axis: str, path: Path) -> None:
+    """Error, bits/dim, or the losses where there are none, against the axis: a marker per run, a line through means."""
+    from matplotlib.figure import Figure
+
+    values = dict.fromkeys(value for value, *_ in runs)
+    place = {value: value[0] if max(map(len, values)) == 1 else i for i, value in enumerate(values)}
+    lines, unit = {"train_loss": "training", "val_loss": "validation"}, "loss, nats per image"
+    for figure, label in (("error", "error, share"), ("bits_per_dim", "bits/dim")):
+        if all(figure in summary for *_, summary in runs):
+            lines, unit = {figure: "validation"}, label
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for i, (key, label) in enumerate(lines.items()):
+        points = [(place[value], summary[key]) for value, _, summary in runs if key in summary]
+        plot_means(axes, points, label, color=f"C{i}")
+    axes.set_xticks(list(place.values()), [written(value) for value in place])
+    axes.set(xlabel=axis.replace("_", " "), ylabel=unit)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def _row(axis: str, value: Value, seed: int | None, summary: dict[str, Any]) -> Row:
+    arguments = {name: written(v) if isinstance(v, list) else v for name, v in (summary.get("arguments") or {}).items()}
+    row: Row = {axis: written(value), **({} if seed is None else {"seed": str(seed)})}
+    row |= {"levels": str(arguments["levels"])} if "levels" in arguments and axis != "levels" else {}
+    row |= {
+        "parameters": summary["parameters"],
+        "hours": summary["seconds"] / 3600,
+        "epochs": summary["epochs"],
+        "train loss": summary.get("train_loss"),
+        "validation loss": summary.get("val_loss"),
+    }
+    row |= {} if "error" in summary else {"bits/dim": summary.get("bits_per_dim"), "KL": summary.get("kl")}
+    for name, figure in (("validation error", "error"), ("validation loss over the floor", "loss_over_floor")):
+        row |= {name: summary[figure]} if figure in summary else {}
+    if summary["model"] == "ReferenceVAE" and value[0] in REPORTED:
+        row["reported train loss"], row["reported validation loss"] = REPORTED[value[0]]
+    return row | {"widths": arguments.get("widths"), "ended": summary["ended"]}

@@ -5,17 +5,20 @@ import itertools
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resvae.models import ResNetClassifier
+from jsonargparse import ArgumentParser
+
+from resvae.data import ImageDataModule
+from resvae.runs.folder import CONFIG, has_ended, read_summary
 from resvae.storage import load
-from resvae.studies.launch import Launch, Parser, listed
-from resvae.studies.record import Record, Row, fingerprint
-from resvae.studies.results import over_seeds
-from resvae.studies.runs import Run
-from resvae.training.summary import read_summary
+from resvae.studies.grid import Grid, Point, numbers, parse_grid
+from resvae.studies.processes import Workers
+from resvae.studies.record import Record, fingerprint
+from resvae.studies.table import Row, over_seeds
+from resvae.training.configuration import KINDS, Configuration, read_configuration
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 FIGURES = {"error": ("error, %", 100.0), "bits_per_dim": ("bits/dim", 1.0), "loss": ("loss, nats", 1.0)}
@@ -37,7 +40,7 @@ class Variant:
 
     name: str
     block: dict[str, Any]
-    reported: Row
+    reported: Row = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,15 @@ def result(run: Path, variant: str, depth: int, seed: int) -> Result:
     """Test the last checkpoint of a run's folder, as ``resvae test`` does, and gather what it has logged."""
     import pytorch_lightning as pl
 
-    from resvae.runs.data import data_of
-    from resvae.training import LitClassifier, LitVAE
-
     model = load(run / "checkpoints/last.ckpt")
-    data = data_of(str(run), image_shape=model.image_shape)
-    module = LitClassifier(model) if isinstance(model, ResNetClassifier) else LitVAE(model)
+    data = ImageDataModule(**read_configuration(run / CONFIG).values.data.as_dict())
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        (test,) = pl.Trainer(**quiet).test(module, data, verbose=False)
+        (test,) = pl.Trainer(**quiet).test(
+            KINDS["classifier" if type(model).__name__ == "ResNetClassifier" else "vae"](model), data, verbose=False
+        )
     with (run / "metrics.csv").open(newline="") as file:
         log = list(csv.DictReader(file))
     history = {name: [float(row[name]) for row in log if row[name]] for name in log[0]}
@@ -171,52 +172,61 @@ class Study:
     depths: str
     plots: Callable[[Sequence[Result], Path, str], None] = compared
 
-    def main(self, arguments: list[str]) -> None:
-        """Parse ``resvae study NAME``; what it does not know goes to ``resvae fit`` of each run."""
-        parser = Parser(f"study {self.name}", f"Train {self.told}; write the table: .md, .csv, .png.", self.config, "0")
-        parser.add_argument("--depths", default=self.depths, help=f"layers, with commas [{self.depths}]")
-        parser.add_argument("--out", default=f"runs/study_{self.name}", help="the folder [runs/study_NAME]")
-        known, rest = parser.parse_known_args(arguments)
-        depths, seeds = ([n for (n,) in listed(name, getattr(known, name), r"\d+")] for name in ("depths", "seeds"))
-        self.run(parser.launch(Path(known.out), known, rest), depths, seeds)
+    def main(self, verb: str, arguments: list[str]) -> None:
+        """Parse ``resvae study NAME``, and train."""
 
-    def run(self, launch: Launch, depths: Sequence[int], seeds: Sequence[int] = (0,)) -> str:
-        """Train a classifier or a VAE a variant, depth and seed, and test each once; returns the table in Markdown.
+        def add(parser: ArgumentParser) -> None:
+            parser.add_argument("--depths", type=str, default=self.depths, help="numbers of layers: 20,56")
+            parser.add_argument("--out", type=str, default=f"runs/study_{self.name}", help="the study's folder")
+
+        description = f"Train {self.told}; write the table (.md, .csv, .png)."
+        parsed = parse_grid(verb, description, arguments, add, self.config, "0")
+        if parsed is not None:
+            base, own = parsed
+            workers = Workers(own.jobs, own.ray, own.cpus, own.gpus)
+            depths, seeds = numbers("depths", own.depths), numbers("seeds", own.seeds)
+            self.run(base, Path(own.out), depths, seeds, workers)
+
+    def run(
+        self,
+        base: Configuration,
+        folder: Path,
+        depths: Sequence[int],
+        seeds: Sequence[int] = (0,),
+        workers: Workers = Workers(),
+    ) -> str:
+        """Train one network per variant, depth and seed, and test each once; returns the table in Markdown.
 
         Raises:
-            ResvaeError: a run failed.
+            ResvaeError: the folder's runs were trained otherwise; a run failed.
         """
-        config = launch.common["config"]
-        field = "classifier" if isinstance(config, dict) and "classifier" in (config.get("model") or ()) else "vae"
-        model = f"--model.{field}.init_args"
-        grid: list[tuple[Run, Variant, int, int]] = []
+        model = f"model.{base.field}.init_args"
+        points = []
         for depth, seed in itertools.product(depths, seeds):
             for variant in self.variants(depth):
-                block = [f"{model}.block.{name}={value}" for name, value in variant.block.items()]
-                run = Run(
-                    launch.folder,
-                    f"{variant.name.replace(' ', '_')}_depth_{depth:04d}_seed_{seed}",
-                    f"{variant.name}, depth {depth}, seed {seed}",
-                    (*launch.arguments, f"{model}.depth={depth}", *block, f"--seed_everything={seed}"),
-                )
-                grid.append((run, variant, depth, seed))
-        names = [variant.name for _, variant, *_ in grid]
-        grid.sort(key=lambda cell: names.index(cell[1].name))
-        return launch.train([run for run, *_ in grid], lambda: self._table(grid), self.name)
+                block = {f"{model}.block.{name}": value for name, value in variant.block.items()}
+                name = f"{variant.name.replace(' ', '_')}_depth_{depth:04d}_seed_{seed}"
+                labels: Row = {"network": variant.name, "depth": depth, "seed": str(seed)}
+                changes = {f"{model}.depth": depth, **block, "seed_everything": seed}
+                points.append(Point(name, labels, changes, variant.reported))
+        names = list(dict.fromkeys(point.labels["network"] for point in points))
+        rows = sorted(points, key=lambda point: names.index(point.labels["network"]))
+        grid = Grid(f"study {self.name}", folder, base, points, workers)
+        return grid.train(lambda: self._table(folder, rows), self.name)
 
-    def _table(self, grid: Sequence[tuple[Run, Variant, int, int]]) -> str:
-        """Of the runs of the grid that have ended: a row each, a row for all seeds, and the plots."""
-        folder = grid[0][0].folder
+    def _table(self, folder: Path, points: Sequence[Point]) -> str:
+        """Of the points whose runs have ended: a row each, a row for all seeds, and the plots."""
         record, results, rows = Record(folder, {"study": self.name}), [], []
-        for run, variant, depth, seed in grid:
-            if run.ended:
+        for point in points:
+            if has_ended(folder / point.name):
                 # by its time, too: a run that was removed and trained again is another
-                summary = run.summary()
-                key = f"{run.name}, {summary['seconds']:.3f} s"
-                which = folder / run.name, variant.name, depth, seed
+                summary = read_summary(folder / point.name)
+                key = f"{point.name}, {summary['seconds']:.3f} s"
+                network, depth, seed = point.labels.values()
+                which = folder / point.name, str(network), int(depth or 0), int(seed or 0)
                 kept = record.measure(key, lambda which=which: asdict(result(*which)))
                 results.append(Result(**kept | {"epochs": summary["epochs"]}))  # which older records lack
-                rows.append(_row(results[-1], variant.reported))
+                rows.append(_row(results[-1], point))
         if not results:
             return ""
         self.plots(results, folder, self.name)
@@ -230,12 +240,11 @@ class Study:
         return record.write(self.name, [over_seeds(group) for group in groups.values()], notes)
 
 
-def _row(each: Result, reported: Row) -> Row:
-    row: Row = {"network": each.variant, "depth": each.depth, "seed": str(each.seed), "parameters": each.parameters}
-    row["epochs"] = each.epochs
+def _row(each: Result, point: Point) -> Row:
+    row: Row = {**point.labels, "parameters": each.parameters, "epochs": each.epochs}
     for figure, (label, scale) in FIGURES.items():
         for split, word in SPLITS.items():
             if (value := each.figures.get(f"{split}/{figure}")) is not None:
                 row[f"{word} {label}"] = scale * value
     comparable = each.data == "cifar10" and "test/error" in each.test
-    return row | (reported if comparable else {}) | {"weights": each.weights}
+    return row | (point.reported if comparable else {}) | {"weights": each.weights}

@@ -40,6 +40,8 @@ class LitModel(pl.LightningModule, ABC):
     """
 
     field: ClassVar[str]
+    draws: ClassVar[bool]  # whether the model makes images: a run keeps grids of them
+    defaults: ClassVar[dict[str, Any]]  # of fields of a run's configuration
 
     def __init__(
         self,

@@ -74,7 +74,7 @@ class InterruptedCheckpoint(OnExceptionCheckpoint):
         if trainer.global_step > 0:
             try:
                 super().on_exception(trainer)
-                text = f"wrote {self.ckpt_path}; --ckpt_path {self.ckpt_path} goes on from there"
+                text = f"wrote {self.ckpt_path}; --ckpt_path {self.ckpt_path} resumes from there"
             except ResvaeError as error:  # perhaps the reason for the interruption, which is the one to tell
                 text = str(error)
             print(f"interrupted: {text}", flush=True)

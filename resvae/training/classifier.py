@@ -1,7 +1,7 @@
 """``LitClassifier``: optimises and logs a ``ResNetClassifier``."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,11 @@ class LitClassifier(LitModel):
     """
 
     field = "classifier"
+    draws = False
+    defaults: ClassVar[dict[str, Any]] = {
+        "model.classifier": {"class_path": "resvae.ResNetClassifier"},
+        "early_stopping.monitor": "val/error",
+    }
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """``LitVAE``: optimises and logs a model that trains, samples and scores without it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,12 @@ class LitVAE(LitModel):
     """
 
     field = "vae"
+    draws = True
+    defaults: ClassVar[dict[str, Any]] = {
+        "model.vae": {"class_path": "resvae.VAE"},
+        "early_stopping.monitor": "val/loss",
+        "early_stopping.min_delta": 0.1,
+    }
 
     def __init__(
         self,

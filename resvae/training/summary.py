@@ -10,7 +10,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
+from resvae.files import write_text
 from resvae.provenance import commit, hardware
+from resvae.runs.folder import SUMMARY
 from resvae.training.callbacks import Throughput
 
 
@@ -103,15 +105,7 @@ class Summary(Callback):
             "ended": ended,
         }
         if trainer.is_global_zero:
-            (self.folder / "summary.json").write_text(json.dumps(self.summary, indent=2) + "\n")
-
-
-def read_summary(run: Path) -> dict[str, Any]:
-    """What a run says of itself so far; empty before its first epoch has ended."""
-    try:
-        return json.loads((run / "summary.json").read_text())
-    except (OSError, ValueError):  # none, or half of one: of a run that was killed, or that is writing it now
-        return {}
+            write_text(self.folder / SUMMARY, json.dumps(self.summary, indent=2) + "\n")
 
 
 def _reason(trainer: pl.Trainer) -> str:

@@ -13,8 +13,8 @@ from resvae.evaluation import classify, full_report
 from resvae.files import writable
 from resvae.models import ResNetClassifier
 from resvae.runs.data import data_of
+from resvae.runs.folder import read_summary
 from resvae.storage import WEIGHTS, load, save
-from resvae.training.summary import read_summary
 
 CARD = """\
 # {report.source}

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from resvae.studies.launch import listed
+from resvae.studies.results import Point
 
 import resvae
 from resvae.cli import main
 from resvae.errors import ResvaeError
 from resvae.studies import runs as studied
-from resvae.studies.launch import listed
-from resvae.studies.results import Point
 from resvae.studies.sweep import Match
 
 CONFIG = """

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 from PIL import Image
-
 from resvae.studies.results import table
 
 SUMMARY = {"parameters": 1, "seconds": 3600.0, "epochs": 1, "val_loss": 2.0, "ended": "all 1 epochs done"}

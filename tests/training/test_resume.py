@@ -17,11 +17,10 @@ import yaml
 import resvae
 from resvae import ImageDataModule
 from resvae.cli import main
-from resvae.runs.folder import best_checkpoint
+from resvae.runs.folder import best_checkpoint, read_summary
 from resvae.storage import build
 from resvae.training.checkpoints import AtomicCheckpointIO
 from resvae.training.module import LitVAE
-from resvae.training.summary import read_summary
 
 # 7 batches an epoch, the last one smaller
 CONFIG = """

@@ -1,0 +1,37 @@
+"""Options that the environment gives: one reader for all verbs."""
+
+import os
+from collections.abc import Collection, Sequence
+
+ENDS_WITH_PARENT = "RESVAE_ENDS_WITH_PARENT"  # set for a run that another process has started and waits for
+CONFIG_FILE = ("-c", "--config")
+
+
+def variables(verb: str) -> dict[str, str]:
+    """The variables ``RESVAE_<VERB>__<FIELD>`` of the environment, with their values."""
+    return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(f"RESVAE_{verb.upper()}__")}
+
+
+def options(verb: str, skip: Collection[str] = ()) -> list[str]:
+    """The options that the environment gives to a verb: ``RESVAE_FIT__DATA__SEED=1`` is ``--data.seed=1``.
+
+    Args:
+        verb: the last word of the verb: ``fit``, ``sweep``, ``degradation``.
+        skip: fields that are no options.
+    """
+    found = {name.partition("__")[2].lower().replace("__", "."): text for name, text in variables(verb).items()}
+    return [f"--{field}={text}" for field, text in found.items() if field not in skip]
+
+
+def after_files(arguments: Sequence[str], inserted: Sequence[str]) -> list[str]:
+    """The arguments with others inserted after the last configuration file: they win over files, and options win."""
+    files = [i for i, argument in enumerate(arguments) if argument.split("=")[0] in CONFIG_FILE]
+    start = files[-1] + 1 + ("=" not in arguments[files[-1]]) if files else 0
+    return [*arguments[:start], *inserted, *arguments[start:]]
+
+
+def files_in(arguments: Sequence[str]) -> list[str]:
+    """The configuration files that the arguments name."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    parts = [(argument.partition("="), following) for argument, following in pairs]
+    return [value if equals else following for (name, equals, value), following in parts if name in CONFIG_FILE]

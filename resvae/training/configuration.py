@@ -1,0 +1,200 @@
+"""A run's configuration: read by one parser from files, environment and options, in that order of precedence."""
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, register_unresolvable_import_paths
+from pytorch_lightning.callbacks import EarlyStopping
+
+from resvae.data import ImageDataModule
+from resvae.environment import after_files, files_in, options
+from resvae.errors import ResvaeError, one_line
+from resvae.training.base import LitModel
+from resvae.training.callbacks import ImageGrids
+from resvae.training.classifier import LitClassifier
+from resvae.training.loggers import Tracker
+from resvae.training.module import LitVAE
+
+register_unresolvable_import_paths(torch)  # torch.optim.Adam says that it lives in a private module
+
+KINDS: dict[str, type[LitModel]] = {kind.field: kind for kind in (LitVAE, LitClassifier)}
+TRAINER: dict[str, Any] = {
+    "trainer.max_epochs": 1000,
+    "trainer.log_every_n_steps": 50,
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.enable_model_summary": False,
+}
+# What may differ between two configurations of the same training: where it goes, and what is shown meanwhile.
+ELSEWHERE = ("config", "name", "runs", "ckpt_path", "weights_only", "trainer.enable_progress_bar")
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """All fields of a run, parsed and with their defaults.
+
+    Args:
+        field: ``vae`` or ``classifier``: what ``model`` holds.
+        values: the fields; ``values.trainer.max_epochs``.
+    """
+
+    field: str
+    values: Namespace
+
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return Path(self.values.runs) / self.values.name
+
+    def text(self) -> str:
+        """The YAML that ``resvae fit --config`` reads, every field with its value."""
+        return run_parser(self.field).dump(self.values, skip_unset=False)
+
+    def tree(self) -> Tree:
+        """The fields as nested dicts of plain values."""
+        return yaml.safe_load(self.text())
+
+    def changed(self, changes: Mapping[str, Any]) -> "Configuration":
+        """The configuration with other values of some fields, such as ``{"model.vae.init_args.depth": 40}``.
+
+        Raises:
+            jsonargparse.ArgumentError: no such field, or a value that it cannot have.
+        """
+        tree = self.tree()
+        for field, value in changes.items():
+            *parents, last = field.split(".")
+            functools.reduce(lambda branch, name: branch[name], parents, tree)[last] = value
+        return Configuration(self.field, run_parser(self.field).parse_object(tree))
+
+    def differs(self, other: "Configuration") -> str | None:
+        """The first field that makes this another training than ``other``, as ``field value, not other's value``."""
+        here, there = (dict(_leaves(each.tree())) for each in (self, other))
+        for field in here | there:
+            if here.get(field) != there.get(field) and field not in ELSEWHERE:
+                return f"{field} {here.get(field)}, not {there.get(field)}"
+        return None
+
+    def instantiate(self) -> Namespace:
+        """What the fields describe: ``model``, ``data``, ``early_stopping``, ``images``; the trainer's stay values."""
+        return run_parser(self.field).instantiate(self.values)
+
+
+def parse(
+    arguments: Sequence[str],
+    verb: str = "fit",
+    add: Callable[[ArgumentParser], None] | None = None,
+    defaults: Sequence[str] = (),
+) -> tuple[Configuration, Namespace]:
+    """Parse the command line of a verb that trains or tests runs.
+
+    Args:
+        arguments: after the verb.
+        verb: whose variables of the environment count, after those of ``fit``.
+        add: adds the verb's own options to the parser.
+        defaults: of the verb; options that win over files and the environment of ``fit``.
+
+    Returns:
+        The run's configuration, and the verb's own options.
+
+    Raises:
+        jsonargparse.ArgumentError: an unknown field, or a value that it cannot have. ResvaeError: no such file.
+    """
+    word = verb.split()[-1]
+    runs = options("fit") if word not in ("fit", "validate", "test") else []
+    arguments = after_files(arguments, [*runs, *defaults, *options(word)])
+    field = _field(arguments)
+    parser = run_parser.__wrapped__(field, verb)
+    known = set(vars(parser.get_defaults()))
+    if add is not None:
+        add(parser)
+    own = set(vars(parser.get_defaults())) - known
+    values = parser.parse_args(arguments)
+    return Configuration(field, values), Namespace({name: values.pop(name) for name in own})
+
+
+def read_configuration(path: Path) -> Configuration:
+    """The configuration in a file, whatever the environment says.
+
+    Raises:
+        ResvaeError: there is none, or it is damaged.
+    """
+    arguments = ["--config", str(path)]
+    try:
+        field = _field(arguments)
+        return Configuration(field, run_parser(field).parse_args(arguments))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ResvaeError(f"configuration: {path} cannot be read ({one_line(error)})") from error
+
+
+@functools.cache
+def run_parser(field: str, verb: str = "fit") -> ArgumentParser:
+    """The parser of all fields of a run whose ``model`` holds a ``vae`` or a ``classifier``."""
+    parser = ArgumentParser(
+        prog=f"resvae {verb}",
+        exit_on_error=False,
+        dump_header=[f"resvae {version('resvae')}, pytorch_lightning {pl.__version__}"],
+    )
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file of these options")
+    parser.add_argument("--name", type=str, default="run", help="the run's folder is <runs>/<name>")
+    parser.add_argument("--runs", type=str, default="runs", help="the folder of all runs")
+    parser.add_argument("--seed_everything", type=bool | int, default=0, help="of all noise; true: a random one")
+    parser.add_argument("--ckpt_path", type=str | None, help="resume from: last, best, or a checkpoint's file")
+    parser.add_argument(
+        "--weights_only", type=bool | None, help="of no use: no checkpoint runs code"
+    )  # older runs' files
+    parser.add_argument(
+        "--tracker",
+        type=Tracker,
+        default="auto",
+        help="beside metrics.csv: wandb (offline if you are not logged in), tensorboard, none; auto: wandb if there",
+    )
+    parser.add_argument(
+        "--save_every_n_steps", type=int, default=500, help="number of updates between two checkpoints of last.ckpt"
+    )
+    kind = KINDS[field]
+    _add_class(parser, pl.Trainer, "trainer", instantiate=False)
+    _add_class(parser, kind, "model")
+    _add_class(parser, ImageDataModule, "data")
+    _add_class(parser, EarlyStopping, "early_stopping")
+    if kind.draws:
+        _add_class(parser, ImageGrids, "images")
+    parser.set_defaults(TRAINER | {"early_stopping.patience": 50, "early_stopping.verbose": False} | kind.defaults)
+    return parser
+
+
+def _add_class(parser: ArgumentParser, kind: type, field: str, instantiate: bool = True) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # LeafSpec of torch's trees, which jsonargparse looks at
+        parser.add_class_arguments(kind, field, fail_untyped=False, instantiate=instantiate, sub_configs=True)
+
+
+def _field(arguments: Sequence[str]) -> str:
+    """``vae`` or ``classifier``: which of the two the options, or the files among them, name under ``model``."""
+    named = {argument.split("=")[0].split(".")[1] for argument in arguments if argument.startswith("--model.")}
+    for file in files_in(arguments):
+        try:
+            content = yaml.safe_load(Path(file).read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the parser says it better
+        model = content.get("model") if isinstance(content, dict) else None
+        named |= set(model) if isinstance(model, dict) else set()
+    return next((field for field in KINDS if field in named and field != "vae"), "vae")
+
+
+def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
+    """Each field by its full name, with its value."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            pairs += _leaves(value, f"{prefix}{name}.")
+        else:
+            pairs.append((prefix + name, value))
+    return pairs

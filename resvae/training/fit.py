@@ -1,0 +1,211 @@
+"""A run from its configuration: trained, validated, tested."""
+
+import json
+import logging
+import math
+import sys
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar, RichProgressBar
+from pytorch_lightning.utilities import rank_zero_only
+
+from resvae.errors import ResvaeError, at_least, one_line
+from resvae.files import write_text
+from resvae.runs.folder import CONFIG, best_checkpoint, latest_checkpoint, next_free
+from resvae.runs.lock import locked
+from resvae.storage import read_checkpoint
+from resvae.training.base import LitModel
+from resvae.training.callbacks import FinalValidation, ImageGrids
+from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint, RunCheckpoint, StepCheckpoint
+from resvae.training.configuration import Configuration
+from resvae.training.loggers import drop_rows_after, make_loggers
+from resvae.training.subsets import UnitSubset
+from resvae.training.summary import Summary
+
+# What Lightning says of every run, and what no user of ours can act on.
+CHATTER = (
+    ".*does not have many workers.*",  # sets in memory need none
+    ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's
+    ".*was called without a model.*",  # an OnExceptionCheckpoint makes Lightning look for its file
+    ".*is set, but there is no last checkpoint available.*",  # and not find it
+    ".*is smaller than the logging interval.*",  # everything is logged once per epoch
+    ".*LeafSpec.* is deprecated.*",
+    ".*recommended to use .self.log.*sync_dist=True.*",  # in training the first process's figures are enough
+    ".*callbacks used to create the checkpoint need to be provided.*",  # training's, when testing
+)
+Checkpoint = dict[str, Any]
+
+
+def fit(configuration: Configuration) -> None:
+    """Train a run, or resume it; print what it wrote.
+
+    Raises:
+        ResvaeError: something in the configuration does not fit together, or another process trains this run;
+            nothing is written then.
+    """
+    values = configuration.values
+    path, resumed = _checkpoint(configuration)
+    if resumed is not None and "loops" not in resumed:
+        raise ResvaeError(f"checkpoint: {path} was not written by fit; it cannot be resumed")
+    _refuse_trainer(values)
+    values.ckpt_path = None  # what is saved says how to train, not where this time began
+    folder = configuration.folder
+    # another run's checkpoint starts a run of its own
+    new = path is None or path.parent.parent.resolve() != folder.resolve()
+    if new:
+        folder = next_free(folder, configuration.text())
+        values.name = folder.name
+    _quiet()
+    _seed(values)
+    parts = configuration.instantiate()
+    model, data = parts.model, parts.data
+    trainer = _trainer(values, parts, folder)
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    _refuse(values, model, data, trainer, resumed)
+    writes = getattr(rank_zero_only, "rank", 0) == 0  # of several processes the first; the others write nothing
+    prepared = new and folder.exists()
+    if writes:
+        try:
+            folder.mkdir(parents=True, exist_ok=prepared or not new)
+        except FileExistsError as error:
+            raise ResvaeError(f"name: {folder} is there since a moment ago; choose another") from error
+    with locked(folder) if writes else nullcontext():
+        if writes:
+            write_text(folder / CONFIG, configuration.text())
+            if resumed is not None:
+                drop_rows_after(folder / "metrics.csv", resumed["global_step"])
+        trainer.fit(model, datamodule=data, ckpt_path=path)
+        if trainer.is_global_zero:
+            for callback in callbacks:
+                if isinstance(callback, Summary):
+                    print(callback.text())
+                if isinstance(callback, ImageGrids):
+                    print("".join(f"wrote {picture}\n" for picture in callback.latest), end="")
+            print(f"wrote {best_checkpoint(folder)}")
+
+
+def evaluate(configuration: Configuration, split: Literal["val", "test"], verbose: bool = True) -> None:
+    """Print the figures of a run's checkpoint, ``ckpt_path``, on its validation or test images.
+
+    Raises:
+        ResvaeError: no checkpoint, or data that do not fit the model.
+    """
+    path, resumed = _checkpoint(configuration)
+    if resumed is None:
+        raise ResvaeError("ckpt_path: it is missing; best, last or a file is needed (or a run's folder alone)")
+    _refuse_trainer(configuration.values)
+    _quiet()
+    _seed(configuration.values)
+    parts = configuration.instantiate()
+    parts.model.refuse_data(parts.data)
+    trainer = _trainer(configuration.values, parts, None)
+    run = trainer.test if split == "test" else trainer.validate
+    run(parts.model, datamodule=parts.data, ckpt_path=path, verbose=verbose)
+    metrics = trainer.callback_metrics
+    figures = {name.removeprefix(f"{split}/"): round(float(value), 4) for name, value in metrics.items()}
+    print(f"{split}: {json.dumps(figures)}")
+
+
+def _checkpoint(configuration: Configuration) -> tuple[Path | None, Checkpoint | None]:
+    """The checkpoint to start from and its contents; ``last`` and ``best`` mean the run's own."""
+    named, folder = configuration.values.ckpt_path, configuration.folder
+    if not named:
+        return None, None
+    path = Path(named)
+    if named in ("last", "best"):
+        path = folder / "checkpoints" / f"{named}.ckpt"
+        path = (named == "last" and latest_checkpoint(folder)) or path
+    return path, read_checkpoint(path)
+
+
+def _quiet() -> None:
+    for text in CHATTER:
+        warnings.filterwarnings("ignore", text)
+    for logger in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA": known on a CPU
+    torch.set_float32_matmul_precision("high")
+
+
+def _seed(values: Namespace) -> None:
+    """Seed all generators before anything draws; a random seed is chosen for ``true``, and written down."""
+    if values.seed_everything is not False:
+        given = None if values.seed_everything is True else values.seed_everything
+        values.seed_everything = pl.seed_everything(given, workers=True, verbose=False)
+
+
+def _trainer(values: Namespace, parts: Namespace, folder: Path | None) -> pl.Trainer:
+    """The trainer; with a folder, with the loggers, checkpoints and progress of the run that is trained there."""
+    options: dict[str, Any] = {**parts.trainer}
+    given = options["callbacks"] or []
+    callbacks: list[Callback] = [*given] if isinstance(given, list) else [given]
+    callbacks += [parts[name] for name in ("early_stopping", "images") if name in parts]
+    bar = options["enable_progress_bar"]
+    options["enable_progress_bar"] = bar = sys.stdout.isatty() if bar is None else bar
+    if bar and sys.stdout.isatty() and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        callbacks.append(RichProgressBar())
+    options |= {
+        "callbacks": callbacks,
+        "plugins": [AtomicCheckpointIO()],
+        "enable_checkpointing": False,  # Lightning's own; the run's are added below
+        "logger": False if folder is None else make_loggers(folder, values.tracker),
+    }
+    trainer = pl.Trainer(**options)
+    if folder is not None:
+        checkpoints, stopping = folder / "checkpoints", values.early_stopping
+        common: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False, "save_top_k": 1}
+        trainer.callbacks += [  # pyright: ignore[reportAttributeAccessIssue]
+            LearningRateMonitor("epoch"),
+            FinalValidation(),
+            Summary(folder),
+            InterruptedCheckpoint(checkpoints, "interrupted"),
+            RunCheckpoint(filename="best", monitor=stopping.monitor, mode=stopping.mode, **common),
+            StepCheckpoint(filename="last", every_n_train_steps=values.save_every_n_steps, **common),
+            RunCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
+        ]
+    return trainer
+
+
+def _refuse_trainer(values: Namespace) -> None:
+    """Refuse what a trainer would take, and a run can do nothing with."""
+    trainer = values.trainer
+    if trainer.precision not in (None, 32, "32", "32-true"):
+        raise ResvaeError(f"trainer.precision: {trainer.precision} is not allowed; set model.precision")
+    at_least(1, save_every_n_steps=values.save_every_n_steps)
+    for field in ("fast_dev_run", "barebones"):
+        if value := trainer[field]:
+            raise ResvaeError(f"trainer.{field}: {value} is not allowed; for a short run set trainer.max_steps")
+    for field in ("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches"):
+        if (value := trainer[field]) is not None and value == 0:
+            raise ResvaeError(f"trainer.{field}: {value} is not allowed; a run trains, and validates")
+    every, epochs = trainer.check_val_every_n_epoch or 1, trainer.max_epochs
+    if epochs is not None and 0 < epochs < every:
+        raise ResvaeError(f"trainer.check_val_every_n_epoch: {every} is not allowed with {epochs} epochs; as many")
+
+
+def _refuse(values: Namespace, model: LitModel, data: Any, trainer: pl.Trainer, resumed: Checkpoint | None) -> None:
+    """Refuse what does not fit together while nothing is written yet."""
+    model.refuse_data(data)
+    stopping, modes = values.early_stopping, model.monitored()
+    if (mode := modes.get(stopping.monitor)) is None:
+        raise ResvaeError(f"early_stopping.monitor: {stopping.monitor} is not logged; one of {', '.join(modes)}")
+    if stopping.mode != mode:
+        raise ResvaeError(f"early_stopping.mode: {stopping.mode} is not allowed with {stopping.monitor}; {mode}")
+    try:
+        model.optimizer(model.parameters())
+    except ValueError as error:
+        raise ResvaeError(f"model.optimizer: {one_line(error)}") from error
+    timed = values.trainer.max_time is not None
+    if not timed and trainer.max_epochs == -1 and trainer.max_steps == -1:
+        model.schedule.at(math.inf)
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, UnitSubset):
+            callback.drawn(model, 0)
+    if resumed is not None:
+        model.refuse_other(resumed)

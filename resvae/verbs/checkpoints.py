@@ -1,0 +1,28 @@
+"""``resvae validate`` and ``resvae test``: the figures of a run's checkpoint."""
+
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+
+from resvae.errors import ResvaeError
+from resvae.runs.folder import CONFIG, best_checkpoint
+from resvae.training.configuration import parse
+from resvae.training.fit import evaluate
+
+SPLITS: dict[str, Literal["val", "test"]] = {"validate": "val", "test": "test"}
+
+
+def main(verb: str, arguments: list[str]) -> None:
+    """Validate or test; a run's folder alone means its configuration and its best checkpoint."""
+    if arguments and not arguments[0].startswith("-"):
+        folder = Path(arguments[0])
+        if not (folder / CONFIG).is_file():
+            raise ResvaeError(f"{verb}: {folder} is not a run's folder: it holds no {CONFIG}")
+        arguments = ["--config", str(folder / CONFIG), "--ckpt_path", str(best_checkpoint(folder)), *arguments[1:]]
+
+    def add(parser: ArgumentParser) -> None:
+        parser.add_argument("--verbose", type=bool, default=True, help="print Lightning's table of the figures, too")
+
+    configuration, own = parse(arguments, verb, add)
+    evaluate(configuration, SPLITS[verb], own.verbose)
