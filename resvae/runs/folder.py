@@ -8,7 +8,7 @@ from typing import Any
 from resvae.errors import ResvaeError
 
 SHIPPED = Path(__file__).parents[1] / "weights"  # folders of weights that come with the package
-CONFIG, LOCK, SUMMARY = "config.yaml", "lock.json", "summary.json"
+CONFIG, LOCK, SUMMARY = "config.yaml", "lock", "summary.json"
 
 
 def best_checkpoint(run: Path) -> Path:

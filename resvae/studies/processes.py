@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from resvae.environment import ENDS_WITH_PARENT, variables
 from resvae.errors import ResvaeError, at_least
@@ -135,7 +136,7 @@ class Workers:
         ray.init(address)
         try:
             # Retries are for lost workers alone: a task that raises is not repeated.
-            task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1)(Job.train)
+            task: Any = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=-1)(Job.train)
             waiting = {task.remote(job, self.cpus, True, Path.cwd()): job for job in jobs}
             while waiting:
                 (done,), _ = ray.wait(list(waiting), num_returns=1)

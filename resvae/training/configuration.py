@@ -25,7 +25,7 @@ from resvae.training.module import LitVAE
 
 register_unresolvable_import_paths(torch)  # torch.optim.Adam says that it lives in a private module
 
-KINDS: dict[str, type[LitModel]] = {kind.field: kind for kind in (LitVAE, LitClassifier)}
+KINDS: dict[str, Any] = {kind.field: kind for kind in (LitVAE, LitClassifier)}
 TRAINER: dict[str, Any] = {
     "trainer.max_epochs": 1000,
     "trainer.log_every_n_steps": 50,
