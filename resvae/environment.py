@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 ENDS_WITH_PARENT = "RESVAE_ENDS_WITH_PARENT"  # set for a run that another process has started and waits for
 CONFIG_FILE = ("-c", "--config")
@@ -32,6 +33,5 @@ def after_files(arguments: Sequence[str], inserted: Sequence[str]) -> list[str]:
 
 def files_in(arguments: Sequence[str]) -> list[str]:
     """The configuration files that the arguments name."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    parts = [(argument.partition("="), following) for argument, following in pairs]
+    parts = [(argument.partition("="), following) for argument, following in pairwise([*arguments, ""])]
     return [value if equals else following for (name, equals, value), following in parts if name in CONFIG_FILE]

@@ -1,11 +1,14 @@
 """The command line: bad input is one line and code 2, with nothing half-written; the verbs write what they say."""
 
 import csv
+import functools
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from PIL import Image
 import resvae
 from resvae.cli import main
 from resvae.runs.data import data_of
+from resvae.training.configuration import parse
 
 CONFIG = """
 name: run
@@ -157,7 +161,7 @@ BAD = {
     "unknown verb": (["train"], ["verb: train", "fit, validate, test"]),
     "no run to test": (["test", "runs/none"], ["runs/none is not a run's folder"]),
     "sweep of no numbers": (["sweep", "--config", "config.yaml", "--depths", "a,b"], ["depths: 'a,b'"]),
-    "sweep of nothing": (["sweep"], ["--config", "--depths"]),
+    "sweep of nothing": (["sweep"], ["sweep: --config is missing"]),
     "sweep without its config": (["sweep", "--config", "none.yaml", "--depths", "10"], ["none.yaml"]),
 }
 
@@ -259,12 +263,45 @@ def test_help_lists_every_verb_with_an_example(capsys, arguments):
         assert f"resvae {verb} " in text
 
 
-@pytest.mark.parametrize("verb", ["fit", "sample", "reconstruct", "interpolate", "evaluate", "sweep"])
+@pytest.mark.parametrize("verb", ["fit", "sample", "reconstruct", "interpolate", "evaluate", "sweep", "export"])
 def test_every_verb_tells_its_options(capsys, verb):
-    with pytest.raises(SystemExit) as ended:
+    with suppress(SystemExit):
         main([verb, "--help"])
-    assert ended.value.code == 0
-    assert "--config" in (text := capsys.readouterr().out) or "--out" in text
+    text = capsys.readouterr().out
+    assert "--config" in text or "--out" in text
+    assert verb == "evaluate" or text.count("\n") < 60
+
+
+def test_the_first_page_of_help_names_options_with_their_defaults(capsys):
+    assert main(["fit", "--help"]) == 0
+    named = re.findall(r"^  (--[\w.]+)(?: +(\S+))?", capsys.readouterr().out, re.MULTILINE)
+    assert len(named) > 15
+    values = parse([])[0].values
+    examples = {"--model.vae.depth", "--model.classifier.depth", "--model.compile", "--data.flip", "--ckpt_path"}
+    for option, text in named:
+        default = (
+            functools.reduce(lambda part, name: part[name], option[2:].split("."), values)
+            if (option not in examples)
+            else None
+        )
+        assert default is None or text.isupper() or text == str(default), option
+
+
+@pytest.mark.parametrize(
+    ("group", "there", "elsewhere"),
+    [
+        ("data", "--data.flip", "--trainer.max_steps"),
+        ("run", "--save_every_n_steps", "--data.name"),
+        ("all", "--images.num", "?"),
+    ],
+)
+def test_help_tells_all_options_of_a_group(capsys, group, there, elsewhere):
+    assert main(["fit", "--help", group]) == 0
+    text = capsys.readouterr().out
+    assert there in text
+    assert elsewhere not in text
+    assert main(["fit", "--help", "colours"]) == 2
+    assert "help: colours is not known; one of run, trainer, model, data" in capsys.readouterr().err
 
 
 def test_version(capsys):

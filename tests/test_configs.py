@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from resvae.training.run import RunCLI
 
 from resvae.data import ImageDataModule
-from resvae.models import ImageVAE, ResNetClassifier
-from resvae.training import LitClassifier, LitVAE
+from resvae.training.configuration import KINDS, parse
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -24,28 +22,17 @@ def test_there_are_some():
     }
 
 
-@pytest.mark.filterwarnings("ignore:.*LightningCLI's args parameter.*")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_it_builds_model_and_data(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()  # configs/folder.yaml's own
-    arguments = ["--config", str(config)]
-    classifies = "classifier" in yaml.safe_load(config.read_text())["model"]
-    cli = RunCLI.__new__(RunCLI)
-    monkeypatch.setattr(RunCLI, "_run_subcommand", lambda self, subcommand: None)
+    configuration, _ = parse(["--config", str(config)])
     with torch.device("meta"):  # no weights are needed
-        cli.__init__(
-            LitClassifier if classifies else LitVAE,
-            ImageDataModule,
-            args=["fit", *arguments, "--tracker", "none", "--trainer.accelerator", "cpu"],
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            parser_kwargs={"exit_on_error": False},
-        )
-    assert isinstance(cli.model.model, ResNetClassifier if classifies else ImageVAE)
-    assert isinstance(cli.datamodule, ImageDataModule)
-    assert not cli.datamodule._sets  # nothing was read
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+        parts = configuration.instantiate()
+    assert configuration.field in yaml.safe_load(config.read_text())["model"]
+    assert isinstance(parts.model, KINDS[configuration.field])
+    assert isinstance(parts.data, ImageDataModule)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]  # nothing was read or written
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

@@ -210,9 +210,9 @@ class Study:
                 changes = {f"{model}.depth": depth, **block, "seed_everything": seed}
                 points.append(Point(name, labels, changes, variant.reported))
         names = list(dict.fromkeys(point.labels["network"] for point in points))
-        rows = sorted(points, key=lambda point: names.index(point.labels["network"]))
+        points.sort(key=lambda point: names.index(point.labels["network"]))
         grid = Grid(f"study {self.name}", folder, base, points, workers)
-        return grid.train(lambda: self._table(folder, rows), self.name)
+        return grid.train(lambda: self._table(folder, points), self.name)
 
     def _table(self, folder: Path, points: Sequence[Point]) -> str:
         """Of the points whose runs have ended: a row each, a row for all seeds, and the plots."""

@@ -11,13 +11,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, register_unresolvable_import_paths
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, register_unresolvable_import_paths
 from pytorch_lightning.callbacks import EarlyStopping
 
 from resvae.data import ImageDataModule
 from resvae.environment import after_files, files_in, options
 from resvae.errors import ResvaeError, one_line
-from resvae.training.base import LitModel
 from resvae.training.callbacks import ImageGrids
 from resvae.training.classifier import LitClassifier
 from resvae.training.loggers import Tracker
@@ -76,7 +75,7 @@ class Configuration:
 
     def differs(self, other: "Configuration") -> str | None:
         """The first field that makes this another training than ``other``, as ``field value, not other's value``."""
-        here, there = (dict(_leaves(each.tree())) for each in (self, other))
+        here, there = (dict(_leaves(each.values.as_dict())) for each in (self, other))
         for field in here | there:
             if here.get(field) != there.get(field) and field not in ELSEWHERE:
                 return f"{field} {here.get(field)}, not {there.get(field)}"
@@ -110,7 +109,7 @@ def parse(
     word = verb.split()[-1]
     runs = options("fit") if word not in ("fit", "validate", "test") else []
     arguments = after_files(arguments, [*runs, *defaults, *options(word)])
-    field = _field(arguments)
+    field = field_of(arguments)
     parser = run_parser.__wrapped__(field, verb)
     known = set(vars(parser.get_defaults()))
     if add is not None:
@@ -128,9 +127,9 @@ def read_configuration(path: Path) -> Configuration:
     """
     arguments = ["--config", str(path)]
     try:
-        field = _field(arguments)
+        field = field_of(arguments)
         return Configuration(field, run_parser(field).parse_args(arguments))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, ArgumentError) as error:
         raise ResvaeError(f"configuration: {path} cannot be read ({one_line(error)})") from error
 
 
@@ -176,7 +175,7 @@ def _add_class(parser: ArgumentParser, kind: type, field: str, instantiate: bool
         parser.add_class_arguments(kind, field, fail_untyped=False, instantiate=instantiate, sub_configs=True)
 
 
-def _field(arguments: Sequence[str]) -> str:
+def field_of(arguments: Sequence[str]) -> str:
     """``vae`` or ``classifier``: which of the two the options, or the files among them, name under ``model``."""
     named = {argument.split("=")[0].split(".")[1] for argument in arguments if argument.startswith("--model.")}
     for file in files_in(arguments):

@@ -45,7 +45,7 @@ def main(verb: str, arguments: list[str]) -> None:
         Thread(target=_end_with_parent, daemon=True).start()
     asked = next((i for i, argument in enumerate(arguments) if argument in ("-h", "--help")), None)
     if asked is not None:
-        print(HELP if asked + 1 == len(arguments) else _options(arguments[asked + 1]), end="")
+        print(HELP if asked + 1 == len(arguments) else _options(arguments[asked + 1], arguments[:asked]), end="")
         return
     from resvae.training.configuration import parse
     from resvae.training.fit import fit
@@ -53,14 +53,14 @@ def main(verb: str, arguments: list[str]) -> None:
     fit(parse(arguments)[0])
 
 
-def _options(group: str) -> str:
+def _options(group: str, arguments: list[str]) -> str:
     """The part of the parser's own help about one group of options."""
     from resvae.errors import ResvaeError
-    from resvae.training.configuration import run_parser
+    from resvae.training.configuration import field_of, run_parser
 
     groups: dict[str, list[str]] = {}
     name = "run"
-    for line in run_parser("vae").format_help().splitlines():
+    for line in run_parser(field_of(arguments)).format_help().partition("\n\n")[2].splitlines():
         if line.startswith("  -"):
             dots = line.split()[-1 if line.startswith("  -c") else 0].removeprefix("--").split(".")
             name = dots[0] if len(dots) > 1 else "run"

@@ -10,6 +10,7 @@ from resvae.errors import ResvaeError
 from resvae.models import VAE
 from resvae.networks import BlockConfig
 from resvae.studies.matching import matched_widths, nearest_widths, parameters
+from resvae.training.configuration import parse
 
 CONFIG = """
 data: {name: digits}
@@ -18,6 +19,8 @@ model:
     class_path: resvae.VAE
     init_args: {latent_dim: 4, image_shape: [1, 8, 8], widths: [64, 64], strides: [1, 2], block: {norm: batch}}
 """
+
+DEPTH = "model.vae.init_args.depth"
 
 
 class Looks(VAE):
@@ -41,13 +44,12 @@ def size(depth: int, widths: tuple[int, ...], latent_dim: int = 4) -> int:
 
 def test_every_depth_gets_the_size_of_the_configuration_with_its_overrides(fit, capsys):
     depths = (28, 16, 64)
-    widths = matched_widths(
-        [*fit, "--model.vae.depth=28"], [[f"--model.vae.init_args.depth={d}"] for d in depths], None
-    )
+    base = parse([*fit, "--model.vae.depth=28"])[0]
+    widths = matched_widths(base, [{DEPTH: depth} for depth in depths], None)
     assert widths[0] == (16, 32)  # its own depth keeps its own widths
     lines = capsys.readouterr().out.splitlines()
     for depth, chosen, line in zip(depths, widths, lines, strict=True):
-        assert line.startswith(f"depth={depth}: widths {chosen}, {size(depth, chosen):,} parameters, ")
+        assert line.startswith(f"depth {depth}: widths {chosen}, {size(depth, chosen):,} parameters, ")
         assert size(depth, chosen) == pytest.approx(size(28, (16, 32)), rel=0.05)
         assert all(width % 4 == 0 for width in chosen)
     assert sum(widths[1]) > sum(widths[0]) > sum(widths[2])
@@ -55,7 +57,7 @@ def test_every_depth_gets_the_size_of_the_configuration_with_its_overrides(fit, 
 
 def test_the_environment_counts_as_it_does_for_fit(fit, monkeypatch):
     monkeypatch.setenv("RESVAE_FIT__MODEL__VAE__INIT_ARGS__LATENT_DIM", "40")
-    assert matched_widths(fit, [["--model.vae.init_args.depth=28"]], size(28, (12, 20), latent_dim=40)) == [(12, 20)]
+    assert matched_widths(parse(fit)[0], [{DEPTH: 28}], size(28, (12, 20), latent_dim=40)) == [(12, 20)]
 
 
 def test_no_neighbour_is_nearer():
@@ -96,4 +98,4 @@ def test_what_the_model_refuses_is_told_in_its_own_words():
 def test_a_model_without_widths_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {vae: {class_path: resvae.ReferenceVAE}}\ndata: {name: cifar10}\n")
     with pytest.raises(ResvaeError, match="params needs a model with widths; ReferenceVAE has none"):
-        matched_widths(["--config", str(tmp_path / "config.yaml")], [["--model.vae.init_args.depth=40"]], None)
+        matched_widths(parse(["--config", str(tmp_path / "config.yaml")])[0], [{DEPTH: 40}], None)

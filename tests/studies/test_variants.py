@@ -1,19 +1,19 @@
 """A study of variants: each trained and tested once, a table of the last epoch, published figures where they fit."""
 
 import csv
-import itertools
 import json
 import shutil
-import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
 from resvae.cli import main
-from resvae.studies import degradation, variants
-from resvae.studies import runs as studied
+from resvae.studies import degradation, processes, variants
 from resvae.studies.variants import Result, Study, Variant, curves, result
 
 CONFIG = """
@@ -38,23 +38,8 @@ tracker: none
 
 
 @pytest.fixture
-def not_run(monkeypatch) -> list[list[str]]:
+def tested(not_run, monkeypatch) -> list[tuple[dict[str, Any], dict[str, str]]]:
     """Runs that only say that they have ended, and test images on which the n-th of them errs n times in ten."""
-    calls: list[list[str]] = []
-    really_run = subprocess.run
-
-    def run(command, **options):
-        if command[0] == "git":
-            return really_run(command, **options)
-        calls.append(command[3:])
-        given = dict(itertools.pairwise(command))
-        folder = Path(given["--runs"]) / given["--name"]
-        (folder / "checkpoints").mkdir(parents=True)
-        (folder / "checkpoints/last.ckpt").touch()
-        (folder / "summary.json").write_text(
-            json.dumps({"seconds": 1.0, "epochs": 2, "n": len(calls), "ended": "all done"})
-        )
-        return subprocess.CompletedProcess(command, 0)
 
     def measured(run: Path, variant: str, depth: int, seed: int) -> Result:
         error = json.loads((run / "summary.json").read_text())["n"] / 10
@@ -62,10 +47,9 @@ def not_run(monkeypatch) -> list[list[str]]:
         test = {"test/error": error, "test/loss": 0.5}
         return Result(variant, depth, seed, 7, "0f", "cifar10", "Classifiers.", 2, history, test)
 
-    monkeypatch.setattr(studied.subprocess, "run", run)
     monkeypatch.setattr(variants, "result", measured)
     monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: path.touch())  # drawing takes the most time
-    return calls
+    return not_run
 
 
 def arguments(folder: Path, *more: str, config: str = CONFIG, name: str = "degradation") -> list[str]:
@@ -88,7 +72,8 @@ def one(monkeypatch) -> None:
 def test_a_run_is_tested_once_and_the_table_is_of_its_last_epoch(tmp_path, one, in_process, capsys, monkeypatch):
     command = arguments(tmp_path, "--depths", "8", "--data.batch_size", "32")
     assert main(command) == 0
-    assert "--model.classifier.init_args.block.merge=none" in in_process[0]
+    kept = yaml.safe_load((tmp_path / "s/no_shortcut_depth_0008_seed_0/config.yaml").read_text())
+    assert kept["model"]["classifier"]["init_args"]["block"]["merge"] == "none"
     (row,) = rows(tmp_path, "few")
     assert (row["network"], row["depth"], row["epochs"]) == ("no shortcut", "8", "2")
     assert "reported" not in row  # these are digits
@@ -119,7 +104,7 @@ def test_a_run_is_tested_once_and_the_table_is_of_its_last_epoch(tmp_path, one, 
 
 def test_a_vae_is_measured_in_bits(tmp_path, one, in_process):
     assert main(arguments(tmp_path, "--depths", "16", config=VAE)) == 0
-    assert "--model.vae.init_args.block.merge=none" in in_process[0]
+    assert len(in_process) == 1
     (row,) = rows(tmp_path, "few")
     expected = json.loads((tmp_path / "s/no_shortcut_depth_0016_seed_0/summary.json").read_text())
     assert float(row["validation bits/dim"]) == pytest.approx(expected["bits_per_dim"])
@@ -130,16 +115,13 @@ def test_a_vae_is_measured_in_bits(tmp_path, one, in_process):
     assert measured.figures["test/bits_per_dim"] == pytest.approx(float(row["test bits/dim"]))
 
 
-def test_seeds_are_one_row_and_published_figures_stand_beside_cifar10(tmp_path, not_run):
+def test_seeds_are_one_row_and_published_figures_stand_beside_cifar10(tmp_path, tested):
     assert main(arguments(tmp_path, "--depths", "20,14", "--seeds", "0,3")) == 0
-    assert len(not_run) == 12
-    assert not_run[-1][3:8] == [
-        "--model.classifier.init_args.depth=14",
-        "--model.classifier.init_args.block.merge=highway",
-        "--model.classifier.init_args.block.gate_bias=-1.4",
-        "--model.classifier.init_args.block.residual_scale=1.0",
-        "--seed_everything=3",
-    ]
+    assert len(tested) == 12
+    last = tested[-1][0]
+    block = last["model"]["classifier"]["init_args"]["block"]
+    assert (last["model"]["classifier"]["init_args"]["depth"], last["seed_everything"]) == (14, 3)
+    assert (block["merge"], block["gate_bias"], block["residual_scale"]) == ("highway", -1.4, 1.0)
     table = rows(tmp_path)
     assert [(row["network"], row["depth"], row["seeds"]) for row in table] == [
         (kind, depth, "2") for kind in ("plain", "residual", "highway") for depth in ("20", "14")
@@ -153,7 +135,7 @@ def test_seeds_are_one_row_and_published_figures_stand_beside_cifar10(tmp_path, 
     assert {path.name for path in tmp_path.glob("s/*.png")} == {"degradation.png", "degradation_curves.png"}
 
 
-def test_a_run_that_was_trained_again_is_tested_again(tmp_path, not_run):
+def test_a_run_that_was_trained_again_is_tested_again(tmp_path, tested):
     command = arguments(tmp_path, "--depths", "8")
     assert main(command) == 0
     again = tmp_path / "s/highway_depth_0008_seed_0"
@@ -163,39 +145,40 @@ def test_a_run_that_was_trained_again_is_tested_again(tmp_path, not_run):
     assert [float(row["test error, %"]) for row in rows(tmp_path)] == [10.0, 20.0, 40.0]
 
 
-def test_what_has_not_ended_is_not_in_the_table(tmp_path, not_run, monkeypatch, capsys):
+def test_what_has_not_ended_is_not_in_the_table(tmp_path, tested, instead, capsys):
     command = arguments(tmp_path, "--depths", "8")
-    ends = studied.subprocess.run
+    (tmp_path / "s/residual_depth_0008_seed_0").mkdir(parents=True)
+    ends = processes.subprocess.Popen
 
-    def run(call, **options):
-        return subprocess.CompletedProcess(call, 1) if "merge=sum" in " ".join(call) else ends(call, **options)
+    def end(call, **options):
+        return ends([sys.executable, "-m", "resvae", *call], **options).wait()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(studied.subprocess, "run", run)
-        assert main(command) == 2
-    assert "failed: residual, depth 8, seed 0; the same command goes on" in capsys.readouterr().err
+    instead(lambda call, **options: 1 if "residual_depth_0008_seed_0" in call else end(call, **options))
+    assert main(command) == 2
+    assert "failed: network residual, depth 8, seed 0; the same command resumes" in capsys.readouterr().err
     assert [row["network"] for row in rows(tmp_path)] == ["plain", "highway"]
+    instead(end)
     assert main(command) == 0
     assert [row["network"] for row in rows(tmp_path)] == ["plain", "residual", "highway"]
-    assert len(not_run) == 3
+    assert len(tested) == 3
 
 
 @pytest.mark.parametrize(
     ("more", "name", "told"),
     [
-        (["--data.limit", "64"], "degradation", "another overrides"),
-        ([], "orders", "another config"),
+        (["--data.limit", "64"], "degradation", "was trained with data.limit 128, not 64"),
+        (["--model.classifier.num_classes", "11"], "degradation", "num_classes 10, not 11"),
         (["--depths", "8-14"], "degradation", "depths: '8-14' is not allowed"),
         (["--config", "none.yaml"], "degradation", "none.yaml does not exist"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_line(tmp_path, not_run, capsys, more, name, told):
+def test_what_does_not_fit_is_refused_in_a_line(tmp_path, tested, capsys, more, name, told):
     assert main(arguments(tmp_path, "--depths", "8")) == 0
     before = (tmp_path / "s/degradation.md").read_text()
     assert main(arguments(tmp_path, "--depths", "8", *more, name=name)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
-    assert len(not_run) == 3
+    assert len(tested) == 3
     assert (tmp_path / "s/degradation.md").read_text() == before
 
 

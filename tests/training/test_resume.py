@@ -18,6 +18,7 @@ import resvae
 from resvae import ImageDataModule
 from resvae.cli import main
 from resvae.runs.folder import best_checkpoint, read_summary
+from resvae.runs.lock import locked
 from resvae.storage import build
 from resvae.training.checkpoints import AtomicCheckpointIO
 from resvae.training.module import LitVAE
@@ -117,7 +118,8 @@ def whole(tmp_path_factory) -> Path:
     def save_and_keep(self, checkpoint, path, storage_options=None):
         save(self, checkpoint, path, storage_options)
         if Path(path).name == "last.ckpt":
-            shutil.copytree(folder / "runs", moments / f"{len(list(moments.iterdir())):02d}" / "runs")
+            moment = moments / f"{len(list(moments.iterdir())):02d}"
+            shutil.copytree(folder / "runs", moment / "runs", ignore=shutil.ignore_patterns("lock"))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_keep)
@@ -264,15 +266,15 @@ def test_a_configuration_is_its_own_runs(tmp_path, whole):
     assert (config["name"], config["ckpt_path"], config["trainer"]["max_epochs"]) == ("run-2", None, 2)
 
 
-def test_two_runs_that_start_together_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
-    def taken(folder):
-        (folder / "checkpoints").mkdir(parents=True)
-        return folder
-
-    monkeypatch.setattr("resvae.training.run._free", taken)
-    assert main(command(tmp_path)) == 2
-    assert "run is there since a moment ago; choose another" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "runs/run").iterdir()] == ["checkpoints"]
+def test_a_run_that_trains_is_not_trained_by_a_second_process(tmp_path, whole, capsys):
+    shutil.copytree(whole / "moments/09/runs", tmp_path / "runs")
+    before = last(tmp_path)
+    with locked(tmp_path / "runs/run"):
+        assert main(command(tmp_path, "--ckpt_path", "last")) == 2
+        assert f"process {os.getpid()} on " in (told := capsys.readouterr().err)
+        assert f"trains in {tmp_path / 'runs/run'}; wait for it, or stop it" in told
+    assert_same(last(tmp_path), before, "last")
+    assert main(command(tmp_path, "--ckpt_path", "last")) == 0
 
 
 @pytest.mark.parametrize("moved", ["renamed", "run"])
