@@ -1,4 +1,4 @@
-"""The one exception that the package raises for input it cannot use, and how messages are made."""
+"""The one exception that the package raises for input that it cannot use, and how messages are made."""
 
 
 class ResvaeError(ValueError):
@@ -16,5 +16,5 @@ def at_least(least: float, **fields: float | None) -> None:
 
 
 def one_line(message: object) -> str:
-    """What an error or a warning says, or else its type's name, on a single line."""
+    """The text of an error or a warning on one line; its type's name where it has no text."""
     return " ".join(str(message).split()) or type(message).__name__

@@ -1,4 +1,4 @@
-"""Measuring leaves no trace: the model's mode and the caller's random stream are put back."""
+"""Measuring changes nothing: the model's mode and the caller's random stream are restored."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def isolated(model: nn.Module, seed: int) -> Iterator[torch.device]:
-    """Eval mode, no gradients and a random stream that begins at ``seed``; yields the model's device."""
+    """Eval mode, no gradients, and a random stream that starts at ``seed``; yields the model's device."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

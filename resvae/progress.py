@@ -1,4 +1,4 @@
-"""How far long work has come, for who watches."""
+"""How far long work has come."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T], what: str) -> Iterator[T]:
-    """The items, with a bar that tells ``what`` and how many are left; none where no terminal is."""
+    """The items; in a terminal, with a bar that shows ``what`` is done and how many items are left."""
     from rich.progress import track
 
     return iter(track(items, what, transient=True, disable=not sys.stderr.isatty()))

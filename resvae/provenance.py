@@ -1,4 +1,4 @@
-"""Where figures come from: the machine and the code."""
+"""Where figures come from: the machine and the code that measured them."""
 
 import platform
 import subprocess
@@ -10,14 +10,14 @@ import torch
 
 
 def hardware(device: torch.device) -> str:
-    """The accelerator, or the processor and how many threads compute."""
+    """The name of the accelerator, or of the processor with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
 
 def origin(device: torch.device) -> dict[str, Any]:
-    """Of a report: ``hardware``, the versions ``torch`` and ``resvae``, and the ``commit``."""
+    """The fields of a report that state its origin: ``hardware``, ``torch``, ``resvae`` (versions), ``commit``."""
     return {
         "hardware": hardware(device),
         "torch": torch.__version__,
@@ -27,7 +27,7 @@ def origin(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, where this very file is tracked in one; an installed package lies in none."""
+    """The commit of the checkout that tracks this file; None for an installed package."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)

@@ -20,17 +20,17 @@ def data_of(
     root: str | None = None,
     image_shape: tuple[int, int, int] | None = None,
 ) -> ImageSets:
-    """The data to use a model on.
+    """The images to use a model on.
 
     Args:
-        model: a run's folder or the name of shipped weights, where ``data`` is not told.
-        data: the data set; a run's own unless told.
-        path: of the folder or .npz, for the data sets of those names; the run's own unless told.
-        root: where data sets are; the run's own unless told, or ``data``.
-        image_shape: ``(C, H, W)`` that the model takes; any unless told.
+        model: a run's folder or the name of shipped weights.
+        data: the name of a data set; default: that of the run.
+        path: of the folder or .npz, for the data sets of those names; default: that of the run.
+        root: the folder of downloaded sets; default: that of the run, or ``data``.
+        image_shape: ``(C, H, W)`` that the model takes; default: any.
 
     Raises:
-        ResvaeError: no name and no run; images of another shape than the model's.
+        ResvaeError: neither a data set nor a run; images of another shape than the model's.
     """
     config = Path(model) / "config.yaml"
     if not config.is_file():

@@ -1,4 +1,7 @@
-"""What runs beside training: the weights' average, throughput, the last validation, picture grids."""
+"""What runs beside training: the weights' average, throughput, the last validation, picture grids.
+
+Lightning's internals used here: ``WeightAveraging._swap_models`` and ``._average_model``.
+"""
 
 import time
 from pathlib import Path
@@ -16,10 +19,10 @@ from resvae.models.images import to_unit
 
 
 class ExponentialAverage(WeightAveraging):
-    """Exponential moving average of the weights, after every update; what is validated, saved and kept.
+    """Keeps an exponential moving average of the weights, which is what is validated, saved and kept.
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)) over the first updates n, so that a short run's average does
-    not remember its random start. Lightning's own ``EMAWeightAveraging`` has no such warm-up.
+    After update n the decay is min(decay, (1 + n) / (10 + n)), so that a short run's average does not remember its
+    random start. Lightning's own ``EMAWeightAveraging`` has no such warm-up.
     """
 
     def __init__(self, decay: float = 0.999):
@@ -41,20 +44,20 @@ class ExponentialAverage(WeightAveraging):
         self._swapped = not self._swapped
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """An interrupted validation leaves the two swapped; put them back before anything is saved."""
+        """Swap the two back before anything is saved: an interrupted validation leaves them swapped."""
         if self._swapped:
             self._swap_models(pl_module)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Outside of fit the checkpoint's weights are the average already."""
+        """Do nothing outside of fit: there the checkpoint's weights are the average already."""
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
 class Throughput(Callback):
-    """Logs ``train/images_per_second`` an epoch, validation not counted, and ``seconds`` since the run began.
+    """Logs, per epoch, ``train/images_per_second`` without validation, and ``seconds`` since the run began.
 
-    The seconds go on after a resume.
+    A resumed run counts its earlier seconds too.
     """
 
     def __init__(self) -> None:
@@ -64,23 +67,23 @@ class Throughput(Callback):
         self._training = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; a resume in the middle of an epoch has no other start."""
+        """Start the clock: a run that resumes in the middle of an epoch starts no epoch."""
         self._start = self._batch_start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count an epoch anew."""
+        """Start counting the images of an epoch."""
         self._images, self._training = 0, 0.0
         self._batch_start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count the batch, with the time it took to fetch it."""
+        """Count the batch, and the time since the last one, in which it was fetched."""
         self._images += len(images_of(batch)) * trainer.world_size
         now = time.perf_counter()
         self._training += now - self._batch_start
         self._batch_start = now
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validation is not training: let the next batch start now."""
+        """Leave the time of the validation out."""
         self._batch_start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -88,7 +91,7 @@ class Throughput(Callback):
         pl_module.log_dict(self.metrics())
 
     def metrics(self) -> dict[str, float]:
-        """The figures by their names in the log."""
+        """The two figures, by their names in the log."""
         seconds = self._earlier + time.perf_counter() - self._start
         return {"train/images_per_second": self._images / max(self._training, 1e-9), "seconds": seconds}
 
@@ -97,28 +100,28 @@ class Throughput(Callback):
         return {"seconds": self.metrics()["seconds"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's seconds."""
+        """Add a checkpoint's seconds."""
         self._earlier = state_dict["seconds"]
 
 
 class FinalValidation(Callback):
-    """A run that ``max_steps`` ends within an epoch ends with a validation; Lightning ends it with none."""
+    """Validates at the end of a run that ``max_steps`` ends within an epoch; Lightning would not."""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Ask for the end ahead of Lightning, which validates then."""
+        """Ask for the end before Lightning does; then it validates."""
         if 0 <= trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True
 
 
 class ImageGrids(Callback):
-    """Every few epochs, PNG grids of prior samples and of reconstructions beside their originals.
+    """Draws, every few epochs, PNG grids of prior samples and of reconstructions beside their originals.
 
-    They go to ``samples/`` and ``reconstructions/`` in the run's folder, and to W&B or TensorBoard where these log.
-    The same noise and the same validation images every time; the training's random stream is left alone.
+    The grids go to ``samples/`` and ``reconstructions/`` in the run's folder, and to W&B or TensorBoard where these
+    log. Noise and validation images are the same every time, and the training's random stream is left alone.
 
     Args:
-        every_n_epochs: how often; 0 for never. The epoch ``max_epochs`` always draws.
-        num: images a grid.
+        every_n_epochs: number of epochs between two grids; 0 for none. The epoch ``max_epochs`` always draws.
+        num: images per grid.
     """
 
     def __init__(self, every_n_epochs: int = 5, num: int = 64):
@@ -130,12 +133,12 @@ class ImageGrids(Callback):
         self.latest: list[Path] = []
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw when it is time, while validation's weights (the average) are in place."""
+        """Draw when it is time, while the weights that are validated (the average) are in place."""
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
         due = self.every_n_epochs and ((trainer.current_epoch + 1) % self.every_n_epochs == 0 or last)
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if due and fitting:
-            folder = Path(str(trainer.log_dir))  # all processes must ask for it
+            folder = Path(str(trainer.log_dir))  # a property that all processes must read
             if trainer.is_global_zero:
                 self._draw(trainer, pl_module, folder)
 

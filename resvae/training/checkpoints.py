@@ -1,4 +1,4 @@
-"""How training writes and reads its checkpoints: whole or not at all, and never running code."""
+"""How training writes and reads its checkpoints: whole or not at all, and without running code from them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +14,10 @@ from resvae.storage import read_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Replaces a checkpoint in one step, so that a full disk or a kill leaves the old one; reads tensors only."""
+    """Replaces a checkpoint in one step, so that a full disk or a killed process leaves the old one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write, or raise ``ResvaeError`` with the reason; what was there before stays."""
+        """Write a checkpoint; ``ResvaeError`` where that fails, and what was there before stays."""
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,18 +34,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Of a run's folder, wherever that stands: Lightning's own forgets its best where the folder was moved.
+    """Keeps the best checkpoint of a run whose folder may be moved; Lightning's own class then forgets its best.
 
-    A run that starts from another's checkpoint has no best yet.
+    A run that starts from another run's checkpoint has no best yet.
     """
 
     @property
     def state_key(self) -> str:
-        """The same for subclasses, so that checkpoints fit whichever of them wrote."""
+        """The key of Lightning's own class, so that checkpoints fit whichever subclass wrote them."""
         return super().state_key.replace(type(self).__qualname__, "ModelCheckpoint", 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best of this folder."""
+        """Take over the best score, if the best checkpoint is in this folder."""
         folder = Path(str(self.dirpath))
 
         def here(path: str) -> str:
@@ -58,19 +58,19 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class StepCheckpoint(RunCheckpoint):
-    """Saves every so many updates, but not after an epoch's last: Lightning would resume there without validating."""
+    """Saves every few updates, but not after the last of an epoch: Lightning would resume there without validating."""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save within the epoch only: its end has a checkpoint of its own."""
+        """Save within an epoch only: its end has a checkpoint of its own."""
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class InterruptedCheckpoint(OnExceptionCheckpoint):
-    """Saves on an exception and on Ctrl-C; a later good end removes the file."""
+    """Saves on an exception and on Ctrl-C; a run that ends well removes the file."""
 
     def on_exception(self, trainer: Any, *_: Any, **__: Any) -> None:
-        """Save, once training has begun; before that there is nothing to lose."""
+        """Save what has been trained, if anything."""
         if trainer.global_step > 0:
             try:
                 super().on_exception(trainer)

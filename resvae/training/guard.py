@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from resvae.errors import ResvaeError
 
 WARM_UP = 50  # updates before the statistics are trusted
-DECAY = 0.98  # of the running statistics: they look back about 50 updates
-MIN_FACTOR = 8.0  # a norm within 8 times the usual one is never an explosion
+DECAY = 0.98  # of the running statistics: they reach back about 50 updates
+MIN_FACTOR = 8.0  # a norm of up to 8 times the usual one is always accepted
 SPREADS = 6.0
-MAX_IN_A_ROW = 3  # finite updates skipped one after another before the guard gives way
-MAX_NON_FINITE = 200  # in a row before training is declared dead
+MAX_IN_A_ROW = 3  # finite updates skipped one after another before one is taken all the same
+MAX_NON_FINITE = 200  # in a row before training ends with an error
 
 
 @dataclass
 class GradientGuard:
-    """Judges each update by its gradient norm, against the running mean and variance of log-norms.
+    """Compares the gradient norm of each update with the running mean and variance of log-norms.
 
-    No threshold is fixed, so none can be wrong for a batch size or a model. It cannot lock up: every finite norm,
-    skipped or not, enters the statistics, and after ``MAX_IN_A_ROW`` finite skips the next finite update is taken.
+    There is no fixed threshold that could be wrong for a model or a batch size. The guard cannot skip updates for
+    ever: every finite norm enters the statistics, and after ``MAX_IN_A_ROW`` finite skips the next one is taken.
     """
 
     mean: float = 0.0
@@ -33,7 +33,7 @@ class GradientGuard:
         """Whether to apply the update whose gradient norm is ``norm``.
 
         Raises:
-            ResvaeError: no finite gradient for 200 updates in a row; the message says what to change.
+            ResvaeError: no gradient was finite for 200 updates in a row; the message says what to change.
         """
         if not math.isfinite(norm):
             self.non_finite_in_a_row += 1
@@ -48,7 +48,7 @@ class GradientGuard:
         distance = log_norm - self.mean
         limit = max(SPREADS * math.sqrt(self.variance), math.log(MIN_FACTOR))
         explodes = self.seen >= WARM_UP and distance > limit and self.in_a_row < MAX_IN_A_ROW
-        # The plain mean at first, an exponential one later.
+        # the plain mean at first, an exponential one later
         rate = max(1 - DECAY, 1 / (self.seen + 1))
         self.mean += rate * distance
         self.variance = (1 - rate) * (self.variance + rate * distance**2)
@@ -61,7 +61,7 @@ class GradientGuard:
 
     def _skip(self, norm: float) -> bool:
         self.skipped += 1
-        if self.skipped & (self.skipped - 1) == 0:  # the 1st, 2nd, 4th, 8th ...: a warning, not a flood
+        if self.skipped & (self.skipped - 1) == 0:  # warns at the 1st, 2nd, 4th, 8th ...
             usual = math.exp(self.mean) if self.seen else float("nan")
             warnings.warn(
                 f"update skipped: gradient norm {norm:.3g}, lately about {usual:.3g} ({self.skipped} skipped so far)",

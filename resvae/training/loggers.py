@@ -1,4 +1,7 @@
-"""Where a run logs: CSV always; W&B and TensorBoard where they are wanted and installed."""
+"""Where a run logs: CSV always; W&B and TensorBoard where they are wanted and installed.
+
+Lightning's internals used here: ``ExperimentWriter._check_log_dir_exists`` and the loggers' ``_experiment``.
+"""
 
 import csv
 import importlib.util
@@ -17,7 +20,7 @@ Tracker = Literal["auto", "wandb", "tensorboard", "none"]
 
 
 class KeepingWriter(ExperimentWriter):
-    """Adds to the metrics that an interrupted run left; Lightning's own would delete them."""
+    """Adds to the metrics that an interrupted run left; Lightning's own class would delete them."""
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
@@ -27,7 +30,7 @@ class KeepingWriter(ExperimentWriter):
 
 
 class RunCSVLogger(CSVLogger):
-    """``metrics.csv`` in the run's folder itself."""
+    """Writes ``metrics.csv`` in the run's folder itself."""
 
     def __init__(self, folder: Path):
         super().__init__(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=1)
@@ -35,18 +38,18 @@ class RunCSVLogger(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer, made at its first use."""
+        """The writer, made when it is first used."""
         if self._experiment is None:
             self._experiment = KeepingWriter(log_dir=self.log_dir)
         return self._experiment
 
 
 def drop_rows_after(metrics: Path, step: int) -> None:
-    """Forget the rows that a run from a checkpoint at ``step`` will write again."""
+    """Remove the rows that a run which resumes at update ``step`` will write again."""
     if not metrics.is_file():
         return
     text = metrics.read_text()
-    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a kill may have cut the last one short
+    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a killed process may have left half a line
     keys, rows = list(reader.fieldnames or []), list(reader)
 
     def write(path: Path) -> None:
@@ -59,14 +62,14 @@ def drop_rows_after(metrics: Path, step: int) -> None:
 
 
 def make_loggers(folder: Path, tracker: Tracker) -> list[Logger]:
-    """The run's loggers. ``auto``: W&B where it is installed; offline unless the user is logged in.
+    """The run's loggers. With ``auto``, W&B where it is installed, and offline if the user is not logged in.
 
     Raises:
-        ResvaeError: a tracker that is asked for by name and not installed.
+        ResvaeError: a tracker that was named is not installed.
     """
     loggers: list[Logger] = [RunCSVLogger(folder)]
     spec = importlib.util.find_spec(tracker if tracker != "auto" else "wandb") if tracker != "none" else None
-    installed = spec is not None and spec.origin is not None  # not a mere folder of that name, such as W&B leaves
+    installed = spec is not None and spec.origin is not None  # not just a folder of that name, which W&B leaves behind
     if tracker in ("wandb", "tensorboard") and not installed:
         raise ResvaeError(f"tracker: {tracker} is not installed: pip install 'resvae[{tracker}]'")
     if tracker == "tensorboard":
@@ -82,7 +85,7 @@ def _wandb(folder: Path) -> Logger:
     from pytorch_lightning.loggers import WandbLogger
 
     class RunWandbLogger(WandbLogger):
-        """Ends its run with the training, so that the next one in this process does not write into it."""
+        """Ends its W&B run with the training, so that the next training in this process starts another."""
 
         def finalize(self, status: str) -> None:
             super().finalize(status)
@@ -95,7 +98,7 @@ def _wandb(folder: Path) -> Logger:
 
 
 def _logged_in() -> bool:
-    """Whether W&B has a key in the environment or in .netrc; W&B's own answer changes from version to version."""
+    """Whether W&B finds a key in the environment or in .netrc; its own function for this differs between versions."""
     from requests.utils import get_netrc_auth  # a dependency of W&B
 
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")

@@ -16,10 +16,10 @@ KINDS = get_args(Kind)
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then constant, cosine, lowered in steps, or halved when the validation loss stalls.
+    """A linear warm-up; then the rate is constant, follows a cosine, or falls in steps or when validation stalls.
 
-    The cosine ends with the run: at its last update or, with ``trainer.max_time``, when its time is over, whichever is
-    nearer. A rate that follows the clock is another in every run: training by time cannot be repeated bit for bit.
+    The cosine ends with the run: at its last update or, with ``trainer.max_time``, when its time is over, whichever
+    comes first. A rate that follows the clock differs between runs, so that these cannot be repeated bit for bit.
 
     Args:
         kind: ``constant``; ``cosine`` down to ``final`` times the rate at the end; ``steps``: times
@@ -56,7 +56,7 @@ class Schedule:
             )
 
     def of(self, trainer: pl.Trainer) -> Callable[[int], float]:
-        """``at`` for a trainer's updates and time; after a resume the time goes on from the checkpoint's."""
+        """``at`` for a trainer's updates and time; a resumed run counts its earlier time too."""
         callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
         if timer is None or (remaining := timer.time_remaining()) is None:
@@ -64,7 +64,7 @@ class Schedule:
         duration = remaining + timer.time_elapsed()
 
         def elapsed() -> float:
-            # The first process's clock: ranks with rates of their own would drift apart.
+            # The first process's clock: otherwise the processes would train with different rates.
             return trainer.strategy.broadcast(timer.time_elapsed()) / duration
 
         return self.at(trainer.estimated_stepping_batches, elapsed)
@@ -73,8 +73,8 @@ class Schedule:
         """The factor on the learning rate as a function of the update's number.
 
         Args:
-            total_steps: updates of the whole run; infinite where nothing bounds them.
-            elapsed: the share of the run's time that has gone, 0 to 1, where its time is bounded.
+            total_steps: number of updates of the whole run; infinite where nothing limits it.
+            elapsed: the share of the run's time that has passed, 0 to 1, where its time is limited.
         """
         if self.kind == "cosine" and elapsed is None and not math.isfinite(total_steps):
             raise ResvaeError(

@@ -1,4 +1,4 @@
-"""Training with a part of the residual units, drawn anew for each update."""
+"""Training with some of the residual units, which are drawn again for each update."""
 
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
@@ -15,11 +15,11 @@ from resvae.networks.units import Unit, replaced, summed
 
 
 class UnitSubset(Callback, ABC):
-    """Leaves units out of an update: they hand on what their connection carries, and their weights stay as they are.
+    """Leaves units out of an update: only their connection passes its input on, and their weights do not change.
 
     A branch that is kept with probability p is divided by p in training. Huang 2016 (eq. 5) multiplies it by p at test
-    time: the expectation is the same, but so validation, test and the saved model are the whole network as it stands.
-    The draw depends on ``seed`` and the update's number alone. DDP needs ``ddp_find_unused_parameters_true``.
+    time instead. The expectation is the same, and validation, test and the saved model use the network unchanged.
+    The draw depends only on ``seed`` and the update's number. DDP needs ``ddp_find_unused_parameters_true``.
     """
 
     def __init__(self, seed: int):
@@ -28,43 +28,43 @@ class UnitSubset(Callback, ABC):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, num_units: int) -> list[float]:
-        """The factor on each unit's branch in one update: 0 or 1/p. ``ResvaeError`` where it cannot be drawn."""
+        """The factor on each unit's branch in one update: 0 or 1/p; ``ResvaeError`` where it cannot be drawn."""
 
     def drawn(self, module: nn.Module, step: int) -> list[tuple[Unit, float]]:
-        """The units and their factors in an update; ``ResvaeError`` where not all merge by sum, or all are compiled."""
+        """The units and their factors; ``ResvaeError`` where some unit does not merge by sum, or the model is compiled."""
         if getattr(module, "compiles", False):
             raise ResvaeError("model.compile: True is not allowed with subsets of units; each draw is another graph")
         units = summed(module)
         return list(zip(units, self.draw(np.random.default_rng((self.seed, step)), len(units)), strict=True))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
-        """Leave out."""
+        """Leave the drawn units out."""
         drawn = self.drawn(pl_module, trainer.global_step)
         self._changed.enter_context(replaced((unit, partial(unit.weighted, factor)) for unit, factor in drawn))
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        """The whole network again."""
+        """Put them back."""
         self._changed.close()
 
     on_exception = on_train_batch_end
 
 
 class RandomSubset(UnitSubset):
-    """``num`` of the units, each as likely: effective paths only (Veit 2016, section 5: 23 of 54, error 5.96%)."""
+    """Keeps ``num`` of the units, each with the same probability (Veit 2016, section 5: 23 of 54, error 5.96%)."""
 
     def __init__(self, num: int, seed: int = 0):
         super().__init__(seed)
         self.num = num
 
     def draw(self, rng: np.random.Generator, num_units: int) -> list[float]:
-        """``num`` factors above 0."""
+        """Factors of which ``num`` are above 0."""
         if not 1 <= self.num <= num_units:
             raise ResvaeError(f"num: {self.num} is not allowed; 1 to the number of units, {num_units}")
         return [num_units / self.num if place < self.num else 0.0 for place in rng.permutation(num_units)]
 
 
 class StochasticDepth(UnitSubset):
-    """Each unit by itself, the l-th of L with p = 1 - (1 - ``last``) l / L (Huang 2016, eq. 4)."""
+    """Keeps the l-th of L units with probability 1 - (1 - ``last``) l / L (Huang 2016, eq. 4)."""
 
     def __init__(self, last: float = 0.5, seed: int = 0):
         super().__init__(seed)
@@ -73,6 +73,6 @@ class StochasticDepth(UnitSubset):
         self.last = last
 
     def draw(self, rng: np.random.Generator, num_units: int) -> list[float]:
-        """Any number of factors above 0."""
+        """Factors of which any number are above 0."""
         survival = np.linspace(1, self.last, num_units + 1)[1:].tolist()
         return [1 / p if rng.random() < p else 0.0 for p in survival]

@@ -1,4 +1,4 @@
-"""What a run says of itself: a line an epoch, and ``summary.json`` at its end."""
+"""What a run reports: one line per epoch, and ``summary.json``."""
 
 import json
 import math
@@ -17,11 +17,11 @@ from resvae.training.callbacks import Throughput
 
 
 class Summary(Callback):
-    """Prints a line an epoch and keeps ``summary.json`` in the run's folder: what a table of runs is made of.
+    """Prints one line per epoch and keeps ``summary.json`` in the run's folder, from which tables of runs are made.
 
-    Losses are minima over the epochs, as in the article's table; the bits/dim is that of the epoch with the best
-    validation loss. A classifier's validation figures are all those of the epoch with the lowest error. All goes on
-    after a resume.
+    Losses are minima over the epochs, as in the article's table; the bits/dim are those of the epoch with the best
+    validation loss. A classifier's validation figures are all those of the epoch with the lowest error. A resumed
+    run keeps its earlier minima.
     """
 
     def __init__(self, folder: Path):
@@ -32,7 +32,7 @@ class Summary(Callback):
         self._throughput = Throughput()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what will be trained, and where it goes."""
+        """Print what will be trained, and where it goes."""
         callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         self._throughput = next(callback for callback in callbacks if isinstance(callback, Throughput))
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -45,7 +45,7 @@ class Summary(Callback):
             "parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
             "hardware": hardware(pl_module.device),
             "torch": torch.__version__,
-            "commit": commit(),  # of the code that runs: the checkout may move on meanwhile
+            "commit": commit(),  # of the code that runs; the checkout may change before the run ends
         }
         self._print(
             trainer,
@@ -54,7 +54,7 @@ class Summary(Callback):
         )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the minima; print the epoch."""
+        """Update the minima and print the epoch."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics |= self._throughput.metrics()  # it logs after this callback
         if math.isfinite(metrics.get("train/loss", math.nan)):
@@ -68,25 +68,25 @@ class Summary(Callback):
         self._print(trainer, _line(trainer.current_epoch + 1, metrics))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write why it ended."""
+        """Write why the run ended."""
         self._write(trainer, _reason(trainer))
 
     def text(self) -> str:
-        """The end of the run in one or two lines."""
+        """How the run ended, in one or two lines."""
         s = self.summary
         lines = [f"ended: {s['ended']}; {s['epochs']} epochs, {s['steps']:,} updates, {s['seconds']:,.0f} s"]
         if "val_loss" in s:
             loss, *others = _figures(s | {"loss": s["val_loss"]})
-            figures = ", ".join([f"validation loss {loss} nats an image", *others])
+            figures = ", ".join([f"validation loss {loss} nats per image", *others])
             lines.append(f"best: {figures} (epoch {s['epoch']})")
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best figures so far, for a resume."""
+        """The best figures so far."""
         return dict(self.best)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's best figures; those of another run's checkpoint are not this one's."""
+        """Take over a checkpoint's best figures, if it is a checkpoint of this run."""
         if (self.folder / "checkpoints/best.ckpt").is_file():
             self.best = dict(state_dict)
 
@@ -141,7 +141,7 @@ def _line(epoch: int, metrics: dict[str, float]) -> str:
 
 
 def _figures(figures: dict[str, float]) -> list[str]:
-    """The loss, and what else there is, as a person reads it."""
+    """The loss and the other figures as text."""
     texts = {
         "loss": "{:.4f}" if "error" in figures else "{:.2f}",
         "error": "error {:.2%}",

@@ -10,12 +10,12 @@ from resvae.verbs.images import first_images
 
 
 def interpolate(model: str, steps: int = 8, num: int = 8, out: str = "interpolations.png", **images: Any) -> None:
-    """Write rows of images from one image to another, along a line between their latents.
+    """Write rows of images that lead from one image to another, along a line between their latents.
 
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
-        steps: images a row, both ends included.
-        num: rows.
+        steps: number of images per row, both ends included.
+        num: number of rows.
         out: a .png in a folder that exists.
     """
     at_least(1, num=num)

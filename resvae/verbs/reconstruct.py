@@ -9,11 +9,11 @@ from resvae.verbs.images import first_images
 
 
 def reconstruct(model: str, num: int = 32, out: str = "reconstructions.png", **images: Any) -> None:
-    """Write images, each row over its reconstructions.
+    """Write a grid of images, each row above the row of its reconstructions.
 
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
-        num: how many.
+        num: number of images.
         out: a .png in a folder that exists.
     """
     writable(out, *PICTURES)

@@ -21,9 +21,9 @@ def sample(
 
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
-        num: how many.
-        temperature: factor on the prior's standard deviation; a list: one a level of latents, coarsest first.
-        pixel_noise: draw pixels from p(x|z) in place of its mean.
+        num: number of images.
+        temperature: factor on the prior's standard deviation; a list: one per level of latents, coarsest first.
+        pixel_noise: draw the pixels from p(x|z); default: its mean.
         seed: of the noise.
         out: a .png in a folder that exists.
     """
