@@ -115,7 +115,7 @@ def test_a_plain_decoder_of_a_thousand_layers_builds():
         ({"out_channels": 0}, "out_channels: 0"),
         ({"image_shape": (3, 30, 32)}, "30x32 .* 8 in all; the nearest to 30 are 24 and 32"),
         ({"image_shape": ()}, "image_shape"),
-        ({"blocks": (1, 1)}, "one number a stage"),
+        ({"blocks": (1, 1)}, "one number per stage"),
         ({"strides": (1, 2, 0, 2)}, r"strides \(1, 2, 0, 2\)"),
     ],
 )

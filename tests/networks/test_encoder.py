@@ -155,7 +155,7 @@ def test_an_image_does_not_feel_its_batch_mates():
         ({"image_shape": (3, 32, 4)}, "the nearest to 4 are 8 and 16"),
         ({"image_shape": (32, 32)}, "image_shape"),
         ({"image_shape": (0, 32, 32)}, "image_shape"),
-        ({"blocks": (1, 1, 1)}, r"blocks \(1, 1, 1\).* one number a stage"),
+        ({"blocks": (1, 1, 1)}, r"blocks \(1, 1, 1\).* one number per stage"),
         ({"widths": (8, 0, 8, 8)}, r"widths \(8, 0, 8, 8\)"),
         ({"blocks": (), "widths": (), "strides": ()}, r"blocks \(\)"),
         ({"stem": "7x7"}, "stem: '7x7' .* cifar, imagenet, none"),

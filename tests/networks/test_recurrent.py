@@ -86,5 +86,5 @@ def test_the_gradient_reaches_every_weight_and_the_first_input():
 @pytest.mark.parametrize("wrong", [{"kernel_size": 2}, {"hidden_kernel_size": 0}])
 def test_even_kernels_are_refused(wrong):
     ((field, value),) = wrong.items()
-    with pytest.raises(ResvaeError, match=f"{field}: {value} is not allowed; odd, at least 1"):
+    with pytest.raises(ResvaeError, match=f"{field}: {value} is not allowed; it must be odd and at least 1"):
         ResidualGRUCell(3, 4, **wrong)
