@@ -1,9 +1,10 @@
-"""What Lightning costs: a training step of ``LitVAE`` in a Trainer against the same step in a bare loop.
+"""The cost of Lightning: a training step of ``LitVAE`` in a Trainer, compared with the same step in a bare loop.
 
     python benchmarks/lightning_overhead.py --steps 40
 
-Both do all that training does: fetch, bf16 where native, gradient norm and clip, AdamW, schedule, average of the
-weights. They alternate step by step in one process, so that the machine's drift falls on both; medians are compared.
+Both do everything that training does: fetch the batch, use bf16 where it is native, clip the gradient norm, update with
+AdamW, and step the schedule and the average of the weights. They alternate step by step in one process, so that both
+run under the same load. The medians are compared.
 """
 
 import argparse
@@ -25,7 +26,7 @@ WARM_UP = 5
 
 
 class BareLoop:
-    """The same training without Lightning, a step at a time."""
+    """The same training without Lightning, one step at a time."""
 
     def __init__(self, data: ImageDataModule, steps: int):
         self.vae = make_vae()
@@ -51,7 +52,7 @@ class BareLoop:
 
 
 class Alternate(Callback):
-    """After each of Lightning's steps, one of the bare loop's; both are timed from end to end."""
+    """Run one step of the bare loop after each step of Lightning, and time both from end to end."""
 
     def __init__(self, bare: BareLoop):
         self.bare = bare
@@ -93,8 +94,9 @@ def main() -> None:
     ).fit(LitVAE(make_vae()), data)
     ours = statistics.median(alternate.lightning_seconds[WARM_UP:])
     bare = statistics.median(alternate.bare_seconds[WARM_UP:])
-    print(f"Lightning {1000 * ours:.1f} ms, bare loop {1000 * bare:.1f} ms a step of {arguments.batch_size}: ", end="")
-    print(f"ratio {ours / bare:.3f} (medians of {len(alternate.bare_seconds) - WARM_UP}, alternating)")
+    print(f"Lightning {1000 * ours:.1f} ms, bare loop {1000 * bare:.1f} ms per step: ", end="")
+    num = len(alternate.bare_seconds) - WARM_UP
+    print(f"ratio {ours / bare:.3f} (medians of {num} in turns, batches of {arguments.batch_size})")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Does ``HierarchicalVAE`` train from every start? One run a seed with the defaults of ``LitVAE`` and the Trainer.
+"""Does ``HierarchicalVAE`` train from every start? One run per seed with the defaults of ``LitVAE`` and the Trainer.
 
     python benchmarks/stability.py --seeds 20 --steps 500 --batch_size 16 --out stability.csv
 
-A finished seed is one line of the CSV, under the model and training it was run with; the same command goes on with the
-others, and prints the table. A guard that refuses more than 10 updates in a row counts as locked up.
+Each finished seed is one line of the CSV, which also names the model and the training. The same command resumes with
+the other seeds and prints the table. A guard that refuses more than 10 updates in a row counts as locked up.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from torch.nn.utils import get_total_norm
 from resvae import HierarchicalVAE, ImageDataModule, LitVAE
 from resvae.errors import ResvaeError
 
-LAST = 50  # updates that the final figure is the mean of
+LAST = 50  # the final figure is the mean of this many updates
 LOCKED = 10
 COLUMNS = ["setting", "seed", "updates", "bits_per_dim", "skipped", "largest_grad_norm", "non_finite", "locked_up"]
 
 
 class Watch(Callback):
-    """Bits per dimension, the gradient's norm before the guard sees it, and what the guard does."""
+    """Record bits per dimension, the norm of the gradient before the guard, and how often the guard skips."""
 
     def __init__(self, num_dims: int):
         self.num_dims = num_dims
@@ -48,7 +48,7 @@ class Watch(Callback):
 
 
 def train(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run from scratch: a row of the table."""
+    """Train one model from scratch; returns its row of the table."""
     data = ImageDataModule(
         arguments.data, arguments.root, arguments.batch_size, image_size=arguments.image_size, seed=seed
     )
@@ -74,7 +74,7 @@ def train(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     dead = False
     try:
         trainer.fit(LitVAE(vae, precision=arguments.precision), data)
-    except ResvaeError as error:  # the guard's: no finite gradient for 200 updates
+    except ResvaeError as error:  # from the guard: no finite gradient for 200 updates
         print(f"seed {seed}: {error}", flush=True)
         dead = True
     seen = [*watch.bits_per_dim, *watch.norms]
@@ -93,7 +93,7 @@ def train(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A row a seed, and the spread over those whose figure is finite, in Markdown."""
+    """A Markdown table with one row per seed, and the spread over the seeds whose figure is finite."""
     lines = [
         f"| seed | training bits/dim, last {LAST} updates | skipped | largest gradient norm | non-finite | locked up |",
         "|-|-|-|-|-|-|",
@@ -115,7 +115,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Train what is missing and print the table."""
+    """Train the missing seeds and print the table."""
     arguments = parse()
     rows: list[dict[str, Any]] = []
     if arguments.out.exists():
@@ -136,22 +136,22 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line; ``setting`` is all of it that a run depends on besides its seed."""
+    """The command line. ``setting`` holds everything that a run depends on, except its seed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20, help="0 up to this")
+    parser.add_argument("--seeds", type=int, default=20, help="how many; the first is 0")
     parser.add_argument("--out", type=Path, default=Path("stability.csv"))
     parser.add_argument("--root", default="data")
     run = parser.add_argument_group("run")
     run.add_argument("--data", default="cifar10")
-    run.add_argument("--image_size", type=int, help="the data's own unless told")
+    run.add_argument("--image_size", type=int, help="default: that of the data")
     run.add_argument("--steps", type=int, default=500)
     run.add_argument("--batch_size", type=int, default=16)
     run.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
-    run.add_argument("--depth", type=_numbers, default=28, help="28, or blocks a stage: 1,2,2,1")
-    run.add_argument("--levels", type=_numbers, default=4, help="4, or levels a stage, coarsest first: 1,1,2,2")
+    run.add_argument("--depth", type=_numbers, default=28, help="28, or blocks per stage: 1,2,2,1")
+    run.add_argument("--levels", type=_numbers, default=4, help="4, or levels per stage, coarsest first: 1,1,2,2")
     run.add_argument("--latent_channels", type=int, default=16)
     run.add_argument("--widths", type=_tuple, default=(64, 128, 256, 512), help="16,32,64")
-    run.add_argument("--strides", type=_tuple, help="1 and then 2 a stage unless told")
+    run.add_argument("--strides", type=_tuple, help="default: 1, then 2 for each further stage")
     arguments = parser.parse_args()
     if arguments.out and not Path(arguments.out).resolve().parent.is_dir():
         parser.error(f"--out: {arguments.out} cannot be written; its folder does not exist")

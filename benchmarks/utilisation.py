@@ -1,10 +1,11 @@
-"""Model FLOP/s of a training step as a share of what the device's convolutions reach, both measured in this run.
+"""FLOP/s of a training step as a share of the FLOP/s that convolutions reach on this device; both are measured.
 
     python benchmarks/utilisation.py --config configs/cifar10_hierarchical.yaml --seconds 60 --out utilisation.json
 
-Rounds of training steps and of the fastest of a few 3x3 convolutions (forward and backward, channels last, the same
-precision) alternate, so that both meet the same machine; medians are printed. FLOPs are torch's own count of the
-convolutions and matrix products of one step, two a multiplication and addition; element-wise work counts as none.
+Rounds of training steps alternate with rounds of a few 3x3 convolutions (forward and backward, channels last, the same
+precision), so that both run under the same load. The medians are printed, and the fastest convolution is the reference.
+FLOPs are torch's count of the convolutions and matrix products of one step, two per multiplication and addition.
+Element-wise work is not counted.
 """
 
 import argparse
@@ -28,7 +29,7 @@ ROUNDS = 5
 
 
 def rate(step: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """Steps a second, over about so long."""
+    """Steps per second, measured over about this many seconds."""
     wait = torch.cuda.synchronize if device.type == "cuda" else int
     wait()
     start, steps = time.perf_counter(), 0
@@ -42,16 +43,16 @@ def rate(step: Callable[[], Any], device: torch.device, seconds: float) -> float
 
 
 def flops(step: Callable[[], Any]) -> int:
-    """Of one step, by torch's count."""
+    """The FLOPs of one step, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
 
 
 def training_step(config: dict[str, Any], device: torch.device, bf16: bool) -> tuple[Callable[[], Any], int, int]:
-    """One update on random images, its FLOPs and its images; compiled where the configuration says so."""
+    """One update on random images, its FLOPs and its batch size. It is compiled if the configuration says so."""
     if "vae" not in config["model"]:
-        raise SystemExit("utilisation.py: the configuration is a classifier's; a VAE's is allowed")
+        raise SystemExit("utilisation.py: the configuration trains a classifier; give one that trains a VAE")
     vae = config["model"]["vae"]
     model: Any = build({"model": vae["class_path"].split(".")[-1], "arguments": vae["init_args"]})
     model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -70,11 +71,11 @@ def training_step(config: dict[str, Any], device: torch.device, bf16: bool) -> t
         optimizer.step()
         optimizer.zero_grad()
 
-    return step, flops(lambda: step(loss)), num  # the counter sees eager operations alone
+    return step, flops(lambda: step(loss)), num  # the counter sees only eager operations
 
 
 def convolution(shape: tuple[int, int, int], device: torch.device, bf16: bool) -> Callable[[], Any]:
-    """A 3x3 convolution forward and backward on ``[batch, channels, size, size]``."""
+    """A 3x3 convolution, forward and backward, on ``[batch, channels, size, size]``."""
     batch, channels, size = shape
     layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False)
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -86,11 +87,11 @@ def convolution(shape: tuple[int, int, int], device: torch.device, bf16: bool) -
 
 
 def main() -> None:
-    """Measure and print; with ``--out`` write the figures as JSON too."""
+    """Measure and print the figures. With ``--out``, also write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/cifar10_hierarchical.yaml"))
-    parser.add_argument("--seconds", type=float, default=30, help="of each of the two measurements, in all")
-    parser.add_argument("--batch_size", type=int, help="the configuration's unless told")
+    parser.add_argument("--seconds", type=float, default=30, help="total duration of each of the two measurements")
+    parser.add_argument("--batch_size", type=int, help="default: that of the configuration")
     parser.add_argument("--compile", choices=("config", "true", "false"), default="config")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Images: as sets of tensors (``ImageSets``), and in batches for training (``ImageDataModule``)."""
+"""Images as tensors (``ImageSets``) and in batches for training (``ImageDataModule``)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""``ImageDataModule``: a set of images in batches, for Lightning."""
+"""``ImageDataModule``: batches of images for Lightning."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
     """Batches ``(x uint8 [B, C, H, W], y int64 [B])`` of an ``ImageSets``.
 
     Args:
-        name: of the data set; see ``ImageSets``.
-        batch_size: of training.
-        eval_batch_size: of validation and test; default: twice ``batch_size``.
-        crop_padding: pad by so many zeros and cut at random, in training; 0 for none.
-        flip: mirror at random, in training.
-        num_workers: processes; 0 is fastest for sets in memory, and all are.
+        name: the name of the data set; see ``ImageSets``.
+        batch_size: images per training batch.
+        eval_batch_size: images per batch of validation and test; default: twice ``batch_size``.
+        crop_padding: in training, pad by this many zeros and crop at random; 0: do not crop.
+        flip: in training, mirror half of the images at random.
+        num_workers: number of loading processes; 0 is fastest, because all images are in memory.
         **sets: the other arguments of ``ImageSets``.
 
     Raises:
@@ -47,7 +47,7 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
         self.num_workers = num_workers
 
     def prepare_data(self) -> None:
-        """Fetch what is missing, in one process."""
+        """Download what is missing, in one process."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
@@ -55,23 +55,23 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
         self.split("train")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled and augmented; in a run that is resumed in the middle of an epoch, what is left of it."""
+        """Shuffled and augmented batches. A run that resumes within an epoch gets the rest of that epoch."""
         dataset = ImageDataset(self.split("train"), self.crop_padding, self.flip, self.seed)
         return train_loader(dataset, self.batch_size, self.num_workers, self._images_done)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The validation images in order, ``eval_batch_size`` a batch."""
+        """The validation images in order, ``eval_batch_size`` per batch."""
         return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test images in order, ``eval_batch_size`` a batch."""
+        """The test images in order, ``eval_batch_size`` per batch."""
         return self._evaluation("test")
 
     def _evaluation(self, split: Split) -> DataLoader[Any]:
         return DataLoader(ImageDataset(self.split(split)), self.eval_batch_size, **loading(self.num_workers))
 
     def _images_done(self) -> int:
-        """Images of the present epoch that were trained on before the checkpoint that Lightning has restored."""
+        """Images of this epoch on which the run had trained when the restored checkpoint was written."""
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready * self.batch_size

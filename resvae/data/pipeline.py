@@ -1,4 +1,4 @@
-"""From a tensor of images to batches: gathered and augmented whole, in an order that only seed and epoch decide."""
+"""Batches from a tensor of images, gathered and augmented as a whole. Seed and epoch alone decide their order."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,13 +15,13 @@ Batch = tuple[Tensor, Tensor]  # x uint8 [B, C, H, W], y int64 [B]
 
 
 class ImageDataset(Dataset[Batch]):
-    """Images in memory; ``__getitems__`` gives a whole batch at once.
+    """Images in memory. ``__getitems__`` returns a whole batch at once.
 
     Args:
-        images: what to serve.
-        crop_padding, flip: as ``ImageDataModule`` has them.
-        seed: of the order and the augmentation. The latter depends on it, ``epoch`` and the batch's first index alone:
-            neither the number of workers nor anything drawn elsewhere changes it.
+        images: the images and their labels.
+        crop_padding, flip: as in ``ImageDataModule``.
+        seed: the seed of the order and the augmentation. The augmentation depends only on the seed, ``epoch`` and the
+            first index of the batch, not on the number of workers or other random numbers.
     """
 
     def __init__(self, images: Images, crop_padding: int = 0, flip: bool = False, seed: int = 0):
@@ -40,19 +40,19 @@ class ImageDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """The batch of these indices: x uint8 ``[B, C, H, W]``, y int64 ``[B]``."""
-        # numpy: torch would share such small work among threads, which costs more than it saves where cores are busy
+        # numpy: torch would split this small work over threads, which costs more than it saves on busy cores
         x = self.images.x.numpy()[indices]
         rng = np.random.default_rng((self.seed, self.epoch, indices[0]))
         if self.crop_padding:
             x = random_crop(x, self.crop_padding, rng)
         if self.flip:
             mirrored = rng.random(len(x)) < 0.5
-            x[mirrored] = x[mirrored][..., ::-1].copy()  # a contiguous copy is quicker to write back
+            x[mirrored] = x[mirrored][..., ::-1].copy()  # a contiguous copy is faster to write back
         return torch.from_numpy(x), self.images.y[indices]
 
 
 def random_crop(x: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
-    """Cut each image ``[B, C, H, W]`` at random out of itself with a margin of zeros."""
+    """Pad each image ``[B, C, H, W]`` with a margin of zeros, and crop it at random to its own size."""
     batch, channels, height, width = x.shape
     padded = np.zeros((batch, channels, height + 2 * padding, width + 2 * padding), x.dtype)
     padded[:, :, padding:-padding, padding:-padding] = x
@@ -62,10 +62,10 @@ def random_crop(x: np.ndarray, padding: int, rng: np.random.Generator) -> np.nda
 
 
 class EpochSampler(DistributedSampler[int]):
-    """A new order each epoch, from the seed and the epoch alone; shared out under ``torch.distributed``.
+    """A new order in each epoch, which seed and epoch alone decide; split over ranks under ``torch.distributed``.
 
-    The first ``start()`` images are passed over, so that a run can go on in the middle of an epoch. It is asked when
-    an epoch begins: Lightning may want the loader, for its length, before it has restored the position.
+    The first ``start()`` images are skipped, so that a run can resume within an epoch. ``start`` is called when an
+    epoch begins, because Lightning may need the loader for its length before it has restored the position.
     """
 
     def __init__(self, dataset: ImageDataset, start: Callable[[], int] = int):
@@ -79,36 +79,36 @@ class EpochSampler(DistributedSampler[int]):
         return iter(list(super().__iter__())[self.start() :])
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this at the start of each epoch."""
+        """Set the epoch; Lightning calls this at the start of each one."""
         super().set_epoch(epoch)
         self.images.epoch = epoch
 
 
 class TrainLoader(DataLoader[Any]):
-    """A loader that Lightning can resume in the middle of an epoch.
+    """A loader that Lightning can resume within an epoch.
 
-    Nothing happens before the first batch is asked for: Lightning calls ``iter`` before ``set_epoch``, and workers
-    started there would begin with another epoch. The state is empty because Lightning's loops keep the position and
-    ``EpochSampler`` begins there; having one says that this loader can be resumed.
+    Nothing happens before the first batch is requested: Lightning calls ``iter`` before ``set_epoch``, and workers
+    that started there would use the wrong epoch. The state exists only to tell Lightning that this loader can resume.
+    It is empty, because Lightning's loops keep the position and ``EpochSampler`` starts there.
     """
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """An empty state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def train_loader(
     dataset: ImageDataset, batch_size: int, num_workers: int = 0, start: Callable[[], int] = int
 ) -> TrainLoader:
-    """Shuffled batches, the last of an epoch perhaps smaller; the first ``start()`` images are passed over.
+    """Shuffled batches without the first ``start()`` images; the last batch of an epoch may be smaller.
 
-    One image left alone is left out: nothing can be normalised over a batch of it.
+    A last batch of a single image is dropped, because batch normalisation cannot work on it.
     """
     sampler = EpochSampler(dataset, start)
     alone = len(sampler) > 1 and batch_size > 1 and len(sampler) % batch_size == 1
@@ -116,6 +116,6 @@ def train_loader(
 
 
 def loading(num_workers: int) -> dict[str, Any]:
-    """A ``DataLoader``'s options for a dataset whose ``__getitems__`` has collated already."""
-    # a generator of its own: else each iteration would draw a seed for workers from the global stream
+    """The options of a ``DataLoader`` for a dataset whose ``__getitems__`` returns whole batches."""
+    # its own generator, or each iteration would draw a worker seed from the global random stream
     return {"num_workers": num_workers, "collate_fn": tuple, "generator": torch.Generator()}

@@ -1,4 +1,4 @@
-"""A named set of images in three splits, as tensors; nothing here knows of training."""
+"""A named set of images in three splits, as tensors, independent of training."""
 
 from functools import partial
 from typing import Literal
@@ -13,26 +13,26 @@ Split = Literal["train", "val", "test"]
 
 
 class ImageSets:
-    """The images and labels of a data set, a folder of images or an .npz, read when they are first asked for.
+    """The images and labels of a data set, a folder of images or an .npz, read on first use.
 
     Args:
         name: ``cifar10``, ``cifar100``, ``svhn``, ``mnist``, ``fashion_mnist``, ``digits`` (scikit-learn's, which needs
             no network), ``folder``, ``npz``.
         root: the folder of downloaded sets.
-        path: of the folder (``train/`` and ``test/`` in it, or every tenth image is for testing; class subfolders give
-            the labels where every image is in one) or of the .npz (``images`` uint8, and if you like ``labels``,
-            ``test_images``, ``test_labels``).
-        image_size: pad with zeros, or average down, to this size; files of a folder are cut square and scaled.
-        validation: how many training images to set apart for validation, or which share of them; drawn by ``seed``.
-            A tenth of CIFAR-10's are the customary 5,000.
-        protocol: ``split``; or ``test_as_validation``, the article's: all training images train, test images validate.
-        seed: of the split, and in training of the order and the augmentation.
+        path: the folder or the .npz. A folder holds ``train/`` and ``test/``, or every tenth image is a test image;
+            class subfolders give the labels if every image is in one. An .npz holds ``images`` (uint8) and optionally
+            ``labels``, ``test_images`` and ``test_labels``.
+        image_size: pad with zeros or average down to this size; images of a folder are cropped square and scaled.
+        validation: the number (int) or the share (float) of the training images that are kept for validation.
+            ``seed`` decides which. The default keeps 5,000 images of CIFAR-10, as is usual.
+        protocol: ``split``, or the article's ``test_as_validation``: train on all training images, validate on test.
+        seed: the seed of the split, and in training of the order and the augmentation.
         on_corrupt: ``refuse`` or ``skip`` a file that cannot be read.
-        download: fetch what is missing.
-        limit: use only so many training images, drawn by ``seed``.
+        download: whether to download what is missing.
+        limit: use only this many training images; ``seed`` decides which.
 
     Raises:
-        ResvaeError: a value out of its range; on first use, a source that cannot be read, fetched or split.
+        ResvaeError: a value out of its range; on first use, a source that cannot be read, downloaded or split.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ImageSets:
         self._sets: dict[str, Images] = {}
 
     def split(self, name: Split) -> Images:
-        """A split's images and labels, without augmentation."""
+        """The images and labels of a split, without augmentation."""
         if name not in ("train", "val", "test"):
             raise ResvaeError(f"split: {name!r} is not allowed; train, val or test")
         if not self._sets:
@@ -95,12 +95,12 @@ class ImageSets:
 
     @property
     def num_classes(self) -> int:
-        """One more than the largest label."""
+        """The largest label plus 1."""
         return max(int(self.labels(split).max()) for split in ("train", "val", "test")) + 1
 
     @property
     def num_train(self) -> int:
-        """Number of training images, what validation and ``limit`` leave."""
+        """Number of training images, after validation and ``limit`` are applied."""
         return len(self.labels("train"))
 
     @property
@@ -118,6 +118,6 @@ class ImageSets:
         if not 0.5 < num <= total - 1:
             raise ResvaeError(
                 f"data.validation: {self.validation} of {total} training images is not allowed; "
-                "at least one must be left on each side (a whole number of images, or a share between 0 and 1)"
+                "give a number of images or a share between 0 and 1 that leaves an image on both sides"
             )
         return round(num)

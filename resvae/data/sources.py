@@ -1,4 +1,4 @@
-"""Where images come from: each source is read whole into one uint8 tensor."""
+"""The sources of images. Each is read into one uint8 tensor."""
 
 import warnings
 import zlib
@@ -17,7 +17,7 @@ from resvae.errors import ResvaeError, at_least, one_line
 
 NAMES = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "digits", "folder", "npz")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-TEST_EVERY = 10  # where a source has no test set, every tenth image is one
+TEST_EVERY = 10  # without a test set, every tenth image becomes a test image
 DIGITS_TEST_EVERY = 6
 
 
@@ -29,7 +29,7 @@ class Images:
     y: Tensor
 
     def take(self, index: Tensor | slice) -> "Images":
-        """A part, in the order of ``index``."""
+        """The images and labels at ``index``, in its order."""
         return Images(self.x[index], self.y[index])
 
 
@@ -37,17 +37,17 @@ Source = tuple[Images, Images]  # a training set and a test set
 
 
 def check(name: str, path: str | None, image_size: int | None) -> None:
-    """Refuse what cannot be read, before anything else is done.
+    """Refuse what cannot be read, before any work is done.
 
     Raises:
-        ResvaeError: an unknown name, a path that is missing or not there, an impossible size.
+        ResvaeError: an unknown name, a path that is missing or does not exist, a size below 1.
     """
     if name not in NAMES:
         raise ResvaeError(f"data.name: {name!r} is not known; one of {', '.join(NAMES)}")
     at_least(1, **{"data.image_size": image_size})
     if name in ("folder", "npz"):
         if path is None:
-            raise ResvaeError(f"data.path: it is missing; the data set {name} needs it")
+            raise ResvaeError(f"data.path: None is not allowed; the data set {name} needs a path")
         if not Path(path).exists():
             raise ResvaeError(f"data.path: {path} does not exist")
 
@@ -60,9 +60,9 @@ def read(
     on_corrupt: Literal["refuse", "skip"] = "refuse",
     download: bool = True,
 ) -> Source:
-    """The training set and the test set of a name that ``check`` lets pass; the options are ``ImageDataModule``'s.
+    """The training set and the test set of a name that ``check`` accepts. The options are those of ``ImageSets``.
 
-    Where ``image_size`` is None, images are as they are; but MNIST's 28x28 are padded to 32x32.
+    If ``image_size`` is None, images keep their size, except that the 28x28 images of MNIST are padded to 32x32.
 
     Raises:
         ResvaeError: no images, a corrupt or unsuitable file, a failed download.
@@ -82,12 +82,12 @@ def read(
         train, test = (Images(resized(part.x, image_size), part.y) for part in source)
     shapes = [tuple(part.x.shape[1:]) for part in (train, test)]
     if shapes[0] != shapes[1]:
-        raise ResvaeError(f"data.path: training images are {shapes[0]}, test images {shapes[1]}; one shape is allowed")
+        raise ResvaeError(f"data.path: training images are {shapes[0]}, test images {shapes[1]}; they must be equal")
     return train, test
 
 
 def resized(x: Tensor, size: int) -> Tensor:
-    """uint8 ``[N, C, H, W]`` to ``size`` x ``size``: a longer side averaged down, a shorter one padded with zeros."""
+    """uint8 ``[N, C, H, W]`` to ``size`` x ``size``: longer sides are averaged down, shorter ones padded with zeros."""
     height, width = (min(side, size) for side in x.shape[-2:])
     if (height, width) != x.shape[-2:]:
         parts = [F.interpolate(part.float(), (height, width), mode="area") for part in x.split(4096)]
@@ -97,7 +97,7 @@ def resized(x: Tensor, size: int) -> Tensor:
 
 
 def _digits() -> Source:
-    # the file that ``sklearn.datasets.load_digits`` reads; importing scikit-learn for it would take seconds
+    # the file that ``sklearn.datasets.load_digits`` reads; importing scikit-learn would take seconds
     package = find_spec("sklearn")
     assert package is not None
     table = np.loadtxt(
@@ -107,7 +107,7 @@ def _digits() -> Source:
     return _split(Images(x, torch.from_numpy(table[:, -1]).long()), DIGITS_TEST_EVERY)
 
 
-# torchvision's class, where the files come from, where they go under the root
+# torchvision's class, the address of the files, their place under the root
 DOWNLOADS = {
     "cifar10": ("CIFAR10", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "cifar-10-batches-py"),
     "cifar100": ("CIFAR100", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "cifar-100-python"),
@@ -128,7 +128,7 @@ def _torchvision(name: str, root: str, download: bool) -> Source:
             loaded = getattr(datasets, kind)(root, download=download, **which)
         except (OSError, RuntimeError, EOFError) as error:
             raise ResvaeError(
-                f"data.name: {name} is not in {root} and was not fetched ({one_line(error)}); fetch {page} by hand "
+                f"data.name: {name} is not in {root} and was not downloaded ({one_line(error)}); download {page} "
                 f"and unpack it to {Path(root) / place}, or use the data set digits, which needs no network"
             ) from error
         labels = loaded.labels if name == "svhn" else loaded.targets
@@ -154,20 +154,20 @@ def _npz(path: Path) -> Source:
         if y.shape != (len(x),) or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
             raise ResvaeError(
                 f"data.path: {path}: {prefix}labels are {y.dtype} of shape {y.shape}; "
-                f"{len(x)} whole numbers from 0 are allowed, one for each of {prefix}images"
+                f"they must be {len(x)} whole numbers from 0, one for each of {prefix}images"
             )
         return Images(x, torch.from_numpy(y.astype(np.int64)))
 
     if "test_images" in arrays:
         if ("labels" in arrays) != ("test_labels" in arrays):
-            raise ResvaeError(f"data.path: {path} holds labels or test_labels alone; both are allowed, or neither")
+            raise ResvaeError(f"data.path: {path} holds only one of labels and test_labels; give both or neither")
         return part(""), part("test_")
     return _split(part(""), TEST_EVERY)
 
 
 def _channels_first(array: np.ndarray, where: str) -> Tensor:
     if array.dtype != np.uint8:
-        raise ResvaeError(f"data.path: {where} are {array.dtype}; uint8 in 0..255 is allowed")
+        raise ResvaeError(f"data.path: {where} are {array.dtype}; they must be uint8 in 0..255")
     x = torch.from_numpy(array)
     if x.ndim == 3:
         return x[:, None]
@@ -175,11 +175,11 @@ def _channels_first(array: np.ndarray, where: str) -> Tensor:
         return x.permute(0, 3, 1, 2).contiguous()
     if x.ndim == 4:
         return x
-    raise ResvaeError(f"data.path: {where} have shape {tuple(array.shape)}; N H W, N H W C or N C H W is allowed")
+    raise ResvaeError(f"data.path: {where} have shape {tuple(array.shape)}; it must be N H W, N H W C or N C H W")
 
 
 def _folder(path: Path, image_size: int | None, on_corrupt: str) -> Source:
-    """``train/`` and ``test/`` where there are both, else one set; class subfolders give the labels."""
+    """Read ``train/`` and ``test/`` if both exist, else one set. Class subfolders give the labels."""
     if not path.is_dir():
         raise ResvaeError(f"data.path: {path} is not a folder")
     apart = (path / "train").is_dir() and (path / "test").is_dir()
@@ -188,12 +188,12 @@ def _folder(path: Path, image_size: int | None, on_corrupt: str) -> Source:
     classes = {} if "" in names else {name: number for number, name in enumerate(names)}
     sets = [_pictures(part, files, classes, image_size, on_corrupt) for part, files in parts.items()]
     train, test = sets if apart else _split(sets[0], TEST_EVERY)
-    # Class after class as they are found; the first so many are to be some of every class.
+    # The files are found class by class. After shuffling, the first images come from every class.
     return train, test.take(torch.randperm(len(test.y), generator=torch.Generator().manual_seed(0)))
 
 
 def _files(path: Path) -> dict[Path, str]:
-    """The images below a folder, in order, and of each the name of the class's folder; empty where it is in none."""
+    """The image files below a folder, in order, each with the name of its class folder, or an empty name."""
     found = {
         file: file.relative_to(path).parts for file in sorted(path.rglob("*")) if file.suffix.lower() in EXTENSIONS
     }
@@ -221,7 +221,7 @@ def _pictures(
             warnings.warn(f"skipped {name}: not an image that can be read", stacklevel=2)
             continue
         if mode.startswith(("I", "F")):
-            raise ResvaeError(f"data.path: {name} has more than 8 bits a channel; 8 are allowed")
+            raise ResvaeError(f"data.path: {name} has more than 8 bits per channel; at most 8 are allowed")
         if image_size is not None:
             picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.LANCZOS)
         pixels = np.asarray(picture)
@@ -232,15 +232,13 @@ def _pictures(
         pictures.append(pixels)
         labels.append(classes.get(label, 0))
     if not pictures:
-        raise ResvaeError(f"data.path: {path} holds no images; {', '.join(EXTENSIONS)} are read")
+        raise ResvaeError(f"data.path: {path} holds no images; these types are read: {', '.join(EXTENSIONS)}")
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
     return Images(x[:, :1].contiguous() if grey else x, torch.tensor(labels))
 
 
 def _split(images: Images, every: int) -> Source:
     if len(images.x) < every:
-        raise ResvaeError(
-            f"data: {len(images.x)} images are too few; at least {every} are needed to set a test set apart"
-        )
+        raise ResvaeError(f"data: {len(images.x)} images are too few; at least {every} are needed to make a test set")
     test = torch.arange(len(images.x)) % every == every - 1
     return images.take(~test), images.take(test)

@@ -1,4 +1,4 @@
-"""Residual networks: torch only."""
+"""Residual networks. This package imports nothing but torch."""
 
 from resvae.networks.blocks import BlockConfig, ResidualBlock
 from resvae.networks.decoder import ResNetDecoder

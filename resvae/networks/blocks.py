@@ -1,4 +1,4 @@
-"""Residual units: basic and bottleneck, in every order, down and up."""
+"""Residual blocks: basic and bottleneck, in every order, down-sampling and up-sampling."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -12,33 +12,33 @@ from resvae.networks.residual import Merge, check_merge, make_merge
 
 Order = Literal["original", "norm_after_add", "relu_before_add", "relu_only_pre", "full_pre"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
-SECOND_MOMENT = {"relu": 0.5, "silu": 0.3558, "gelu": 0.4252}  # E[f(u)^2], u standard normal
+SECOND_MOMENT = {"relu": 0.5, "silu": 0.3558, "gelu": 0.4252}  # E[f(u)^2] for standard normal u
 
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """What a residual block is made of.
+    """The choices that define a residual block.
 
     Args:
         kind: ``bottleneck`` (1x1, 3x3, 1x1) or ``basic`` (3x3, 3x3) (He 2015, figure 5).
-        order: of normalisation and activation (He 2016, figure 4): a ``original``, b ``norm_after_add``,
+        order: the order of normalisation and activation (He 2016, figure 4): a ``original``, b ``norm_after_add``,
             c ``relu_before_add``, d ``relu_only_pre``, e ``full_pre``.
-        norm: ``none``, ``batch`` or ``group`` (8 channels a group; one group where 8 does not divide them).
+        norm: ``none``, ``batch`` or ``group`` (8 channels per group; one group where 8 does not divide them).
         activation: ``relu``, ``silu`` or ``gelu``.
         shortcut: He's A ``zero_pad``, B ``projection`` where the shape changes, C ``projection_everywhere``.
-        merge: of shortcut and branch: ``sum``, ``product``, ``none`` (a plain network), He's ``half``, ``highway`` and
-            ``shortcut_gate`` (He 2016, table 1), or a callable.
-        gate_bias: where the b of ``highway`` and ``shortcut_gate`` starts; see ``networks.gate_bias``.
-        ratio: a bottleneck's inner width over its outer.
-        residual_scale: factor on the initial weights of each branch's last layer; None: 1/sqrt(number of blocks), so
-            that the output's variance does not grow with depth (Child 2021, section 3).
+        merge: how shortcut and branch are merged: ``sum``, ``product``, ``none`` (a plain network), He's ``half``,
+            ``highway`` and ``shortcut_gate`` (He 2016, table 1), or a callable.
+        gate_bias: the initial b of ``highway`` and ``shortcut_gate``; see ``networks.gate_bias``.
+        ratio: the inner width of a bottleneck divided by its outer width.
+        residual_scale: factor on the initial weights of the last layer of each branch; None: 1/sqrt(number of blocks),
+            so that the variance of the output does not grow with depth (Child 2021, section 3).
         upsample: ``transposed`` convolutions or ``nearest`` neighbours.
-        stride_on: the ``spatial`` 3x3 convolution, or the ``first`` 1x1 (the article).
-        conv_bias: None: where there is no normalisation.
-        norm_eps, norm_momentum: of batch normalisation.
+        stride_on: the strided convolution: the ``spatial`` 3x3, or the ``first`` 1x1 as in the article.
+        conv_bias: whether convolutions have a bias; None: only where there is no normalisation.
+        norm_eps, norm_momentum: the eps (of group normalisation too) and the momentum of batch normalisation.
 
     Raises:
-        ResvaeError: a name that is not among these, a ratio that is not positive.
+        ResvaeError: an unknown name, or a ratio that is not positive.
     """
 
     kind: Literal["bottleneck", "basic"] = "bottleneck"
@@ -63,10 +63,10 @@ class BlockConfig:
                 raise ResvaeError(f"block: {field} {value!r} is not allowed; one of {', '.join(get_args(hint))}")
         check_merge(self.merge)
         if not self.ratio > 0:
-            raise ResvaeError(f"block: ratio {self.ratio} is not allowed; more than 0")
+            raise ResvaeError(f"block: ratio {self.ratio} is not allowed; it must be above 0")
 
     def make_norm(self, channels: int) -> nn.Module:
-        """The normalisation of ``channels``; nothing where there is none."""
+        """A new normalisation of ``channels`` channels, or the identity for ``none``."""
         if self.norm == "batch":
             return nn.BatchNorm2d(channels, self.norm_eps, self.norm_momentum)
         if self.norm == "group":
@@ -74,16 +74,16 @@ class BlockConfig:
         return nn.Identity()
 
     def make_activation(self) -> nn.Module:
-        """A new activation."""
+        """Return a new activation."""
         return ACTIVATIONS[self.activation]()
 
     def scale(self, num_blocks: int) -> float:
-        """The initial scale of each branch in a network of ``num_blocks``."""
+        """The factor on the initial weights of each branch in a network of ``num_blocks`` blocks."""
         return num_blocks**-0.5 if self.residual_scale is None else self.residual_scale
 
     @property
     def pre_activation(self) -> bool:
-        """Whether blocks begin with their activation, so that the network must end with one."""
+        """Whether blocks begin with an activation. Such a network must end with one."""
         return self.order in ("relu_only_pre", "full_pre")
 
     @property
@@ -93,27 +93,27 @@ class BlockConfig:
 
 
 class ResidualBlock(nn.Module):
-    """y = after(merge(shortcut(x), branch(x))): ``[B, Cin, H, W]`` to ``[B, C, H/stride, W/stride]``, or up.
+    """y = after(merge(shortcut(b), branch(b))), b = before(x): ``[B, Cin, H, W]`` to ``[B, C, H/stride, W/stride]``.
 
     ::
 
         x -> before -+-> branch (convolutions) -> merge -> after -> y
                      +-> shortcut ------------------^
 
-    In pre-activation orders, blocks whose shortcut projects and the block right after the stem have the branch's first
-    normalisation and activation in ``before``, ahead of the split (He 2016, appendix). Elsewhere it is empty. A plain
-    network (``merge="none"``) has no shortcut.
+    With ``up`` the result is ``[B, C, H*stride, W*stride]``. In pre-activation orders, ``before`` holds the first
+    normalisation and activation in blocks with a projection and in the block after the stem (He 2016, appendix).
+    In all other blocks it is empty. A plain network (``merge="none"``) has no shortcut.
 
     Args:
-        in_channels, channels: in and out.
-        stride: resolution divided by it, or multiplied when ``up``.
+        in_channels, channels: the numbers of channels of x and of y.
+        stride: the factor by which the resolution shrinks, or grows with ``up``.
         up: whether the block up-samples.
-        config: see there.
-        residual_scale: factor on the initial weights of the branch's last layer.
-        first: whether it comes right after the stem.
+        config: the choices that define the block.
+        residual_scale: factor on the initial weights of the last layer of the branch.
+        first: whether the block directly follows the stem.
 
     Attributes:
-        in_channels, channels, stride, up: as given. plain: whether there is no connection around the branch.
+        in_channels, channels, stride, up: as given. plain: whether the block has no shortcut.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class ResidualBlock(nn.Module):
         changes = in_channels != channels or stride != 1
         projects = config.shortcut == "projection_everywhere" or (config.shortcut == "projection" and changes)
         layers = _branch(in_channels, channels, stride, up, config)
-        # how many layers of the branch come before its first convolution: normalisation and activation, or one of them
+        # the number of layers before the first convolution: normalisation and activation, or the activation alone
         leading = {"full_pre": 2, "relu_only_pre": 1}.get(config.order, 0)
         shared = leading if not plain and (first or projects) else 0
         self.before = nn.Sequential(*layers[:shared])
@@ -141,25 +141,25 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if plain else _shortcut(in_channels, channels, stride, up, config, projects)
         self.merge = make_merge(config.merge, channels, config.gate_bias)
         self.after = _after(channels, config)
-        gain = 1 / SECOND_MOMENT[config.activation]  # what comes out of an activation keeps its size in a convolution
+        gain = 1 / SECOND_MOMENT[config.activation]  # a convolution keeps the size of an activation's output
         _initialise(self.branch, gain, 1.0 if plain else residual_scale)
         _initialise(self.shortcut, gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [B, in_channels, H, W]`` to ``[B, channels, h, w]``; merges shortcut and branch of before(x)."""
+        """``x [B, in_channels, H, W]`` to ``[B, channels, h, w]``."""
         x = self.before(x)
         return self.after(self.merge(self.shortcut(x), self.branch(x)))
 
 
 class ZeroPad(nn.Module):
-    """He's shortcut A: every ``stride``-th place (nearest neighbours when up), new channels zero, no weights."""
+    """He's shortcut A, without weights: every ``stride``-th pixel (with ``up`` nearest neighbours), new channels 0."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, up: bool):
         super().__init__()
         self.more, self.stride, self.up = channels - in_channels, stride, up
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [B, C, H, W]``, strided or repeated, with channels of 0 after its own."""
+        """``x [B, C, H, W]`` strided or repeated, with channels of zeros appended."""
         if self.stride > 1:
             x = F.interpolate(x, scale_factor=self.stride) if self.up else x[..., :: self.stride, :: self.stride]
         if self.more < 0:  # a narrowing decoder keeps the first channels
@@ -168,7 +168,7 @@ class ZeroPad(nn.Module):
 
 
 def _branch(in_channels: int, channels: int, stride: int, up: bool, config: BlockConfig) -> list[nn.Module]:
-    """The convolutions, with normalisation and activation in the config's order."""
+    """The convolutions of a branch, with normalisation and activation in the order of ``config``."""
     inner = max(1, round(channels * config.ratio)) if config.kind == "bottleneck" else channels
     if config.kind == "bottleneck":
         shapes = [(in_channels, inner, 1), (inner, inner, 3), (inner, channels, 1)]
@@ -211,20 +211,20 @@ def _shortcut(in_channels: int, channels: int, stride: int, up: bool, config: Bl
 
 
 def _convolution(a: int, b: int, kernel: int, stride: int, up: bool, config: BlockConfig) -> nn.Module:
-    """A convolution that keeps the size, divides it by ``stride``, or multiplies it when ``up``."""
+    """A convolution that keeps the size, divides it by ``stride``, or multiplies it by ``stride`` with ``up``."""
     bias = config.bias
     if stride == 1:
-        # the article transposes the 1x1 convolutions of a unit that starts a stage at stride 1 too: the same function
+        # at stride 1 the article transposes 1x1 convolutions too, which is the same function
         return nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=bias)
     if not up:
-        if 1 < kernel <= stride:  # see every place
+        if 1 < kernel <= stride:  # so that it sees every pixel
             return nn.Conv2d(a, b, stride, stride, bias=bias)
         return nn.Conv2d(a, b, kernel, stride, padding=kernel // 2, bias=bias)
     if config.upsample == "nearest":
         return nn.Sequential(nn.Upsample(scale_factor=stride), nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=bias))
-    if config.stride_on == "first":  # Keras' transposed 1x1: every stride-th place, zeros (and the bias) between
+    if config.stride_on == "first":  # a transposed 1x1 as in Keras: values at every stride-th pixel, the bias elsewhere
         return nn.ConvTranspose2d(a, b, kernel, stride, padding=kernel // 2, output_padding=stride - 1, bias=bias)
-    # Kernels that the stride divides touch every output place equally often: no checkerboard from the start.
+    # The stride divides the kernel size, so every output pixel gets equally many contributions: no checkerboard.
     if kernel == 1:
         return nn.ConvTranspose2d(a, b, stride, stride, bias=bias)
     padding, odd = (stride + 1) // 2, stride % 2
@@ -232,7 +232,7 @@ def _convolution(a: int, b: int, kernel: int, stride: int, up: bool, config: Blo
 
 
 def _initialise(module: nn.Module, gain: float, last_scale: float = 1.0) -> None:
-    """He-normal convolutions (variance ``gain`` / fan-in), zero biases; the last layer times ``last_scale``."""
+    """He-normal convolutions (variance ``gain`` / fan-in), zero biases, the last layer multiplied by ``last_scale``."""
     last: nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.GroupNorm | None = None
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
@@ -241,8 +241,8 @@ def _initialise(module: nn.Module, gain: float, last_scale: float = 1.0) -> None
             inner = kernel - stride + 1 if spreads else kernel
             weight = torch.randn(*layer.weight.shape[:2], inner, inner) * (gain / (inner**2 * layer.in_channels)) ** 0.5
             if spreads:
-                # A transposed convolution starts as nearest neighbours and a convolution of size ``inner``, whose
-                # kernels together are this one. Taps drawn apart would start as a checkerboard, to be unlearnt first.
+                # The start equals nearest neighbours followed by a convolution of size ``inner``. Independent weights
+                # would start as a checkerboard, which training would have to remove first.
                 box = torch.ones(1, 1, stride, stride)
                 weight = F.conv2d(weight.flatten(0, 1)[:, None], box, padding=stride - 1).view_as(layer.weight)
             layer.weight.data.copy_(weight)

@@ -1,4 +1,4 @@
-"""The decoder: the encoder's mirror, from a latent vector, or a map, up to an image's size."""
+"""The decoder mirrors the encoder: from a latent vector or a map to the size of an image."""
 
 import math
 
@@ -11,23 +11,23 @@ from resvae.networks.stages import check_stages, coarsest, final_layers, make_st
 
 
 class ResNetDecoder(nn.Module):
-    """A latent vector to a map of an image's size: a generator by itself.
+    """Turn a latent vector into a map of an image's size. It can be used alone as a generator.
 
     ::
 
         z [B D] -> dense -> [B widths[0] h w] -> stage 0 -> stage 1 -> ... -> convolution -> [B out_channels H W]
 
     Args:
-        latent_dim: D.
+        latent_dim: D, the size of the latent vector.
         image_shape: ``(C, H, W)``; the product of the strides must divide H and W.
-        out_channels: of the last convolution; C unless told. A likelihood wants its ``num_features``.
-        blocks: residual blocks a stage, coarsest first.
-        widths: channels a stage, coarsest first.
-        strides: up-sampling by each stage's first block: the mirror of an encoder with (1, 2, 2, 2) has the same.
-        config: what a block is made of; ``config.upsample`` chooses transposed convolutions or nearest neighbours.
+        out_channels: channels of the output (default: C). For a likelihood, pass its ``num_features``.
+        blocks: residual blocks per stage, coarsest first.
+        widths: channels per stage, coarsest first.
+        strides: up-sampling by the first block of each stage; (1, 2, 2, 2) mirrors an encoder with (1, 2, 2, 2).
+        config: the choices that define a block; ``config.upsample`` is transposed convolutions or nearest neighbours.
 
     Attributes:
-        in_shape: ``(widths[0], h, w)``, what ``decode_map`` takes.
+        in_shape: ``(widths[0], h, w)``, the shape of the map that ``decode_map`` takes.
 
     Raises:
         ResvaeError: tuples of different lengths, an image size that the strides do not divide, a size below 1.
@@ -56,7 +56,7 @@ class ResNetDecoder(nn.Module):
         self.out = nn.Conv2d(widths[-1], out_channels, 1)
         nn.init.normal_(self.dense.weight, std=latent_dim**-0.5)
         nn.init.zeros_(self.dense.bias)
-        # A small last layer: training starts from the likelihood's own start, whatever the depth before it.
+        # With a small last layer, training starts from the likelihood's own start at any depth.
         nn.init.normal_(self.out.weight, std=0.1 * widths[-1] ** -0.5)
         assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
@@ -66,7 +66,7 @@ class ResNetDecoder(nn.Module):
         return self.decode_map(self.dense(z).unflatten(1, self.in_shape))
 
     def decode_map(self, h: Tensor) -> Tensor:
-        """From a map ``[B, *in_shape]`` to ``[B, out_channels, H, W]``."""
+        """A map ``[B, *in_shape]`` to ``[B, out_channels, H, W]``."""
         h = h.contiguous(memory_format=torch.channels_last)  # the dense layer's rows are channels-first
         for stage in self.stages:
             h = stage(h)

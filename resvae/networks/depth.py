@@ -1,12 +1,12 @@
-"""One number for the depth: translated into blocks a stage, and nothing else."""
+"""Translate one number, the depth or the number of levels, into a number per stage."""
 
 from collections.abc import Sequence
 
 from resvae.errors import ResvaeError, at_least
 
-CONVOLUTIONS = {"bottleneck": 3, "basic": 2}  # on the main path of one block
-OTHER_LAYERS = 4  # of a VAE: the stem, the latent head, the decoder's dense layer, the last convolution
-PROPORTIONS = (3, 4, 6, 3)  # of a ResNet-50
+CONVOLUTIONS = {"bottleneck": 3, "basic": 2}  # on the main path of a block
+OTHER_LAYERS = 4  # a VAE's stem, latent head, dense layer of the decoder and last convolution
+PROPORTIONS = (3, 4, 6, 3)  # those of a ResNet-50
 TABLED = {33: (3, 4, 23, 3), 50: (3, 8, 36, 3)}  # He 2015, table 1: 101 and 152 layers
 IMAGENET = {
     18: ("basic", (2, 2, 2, 2)),
@@ -18,18 +18,18 @@ IMAGENET = {
 
 
 def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bottleneck") -> tuple[int, ...]:
-    """Blocks a stage of a VAE's encoder, and mirrored of its decoder, so that the whole has ``depth`` weighted layers.
+    """Blocks per stage of a VAE's encoder (its decoder mirrors them) that give ``depth`` weighted layers in total.
 
-    With B blocks, depth = 2 c B + 4, where a block has c = 3 (bottleneck) or 2 (basic) convolutions on the main path:
-    28, 40, 70 and 100 give the article's 4, 6, 11 and 16 blocks; 202 and 304 He's (3, 4, 23, 3) and (3, 8, 36, 3).
+    With B blocks, depth = 2 c B + 4, where a block has c = 3 (bottleneck) or 2 (basic) convolutions on the main path.
+    28, 40, 70 and 100 give the article's 4, 6, 11 and 16 blocks; 202 and 304 give He's (3, 4, 23, 3) and (3, 8, 36, 3).
 
     Args:
-        depth: weighted layers of encoder and decoder on the main path, shortcuts not counted; or blocks a stage.
-        num_stages: resolutions, coarsest and finest included.
+        depth: weighted layers of encoder and decoder on the main path, without shortcuts; or the blocks per stage.
+        num_stages: the number of resolutions.
         kind: ``bottleneck`` or ``basic``.
 
     Raises:
-        ResvaeError: no number of blocks gives this depth; the two nearest that work are named.
+        ResvaeError: no number of blocks gives this depth; the message names the two nearest depths that work.
     """
     at_least(1, num_stages=num_stages)
     if kind not in CONVOLUTIONS:
@@ -40,7 +40,7 @@ def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bot
     least = per_block * num_stages + OTHER_LAYERS
     num, rest = divmod(depth - OTHER_LAYERS, per_block)
     if depth < least:
-        hint = "blocks of kind basic or fewer stages go lower" if kind == "bottleneck" else "fewer stages go lower"
+        hint = "basic blocks or fewer stages allow less" if kind == "bottleneck" else "fewer stages allow less"
         raise ResvaeError(
             f"depth: {depth} is not allowed with {num_stages} stages of {kind} blocks; "
             f"the nearest are {least} and {least + per_block} ({hint})"
@@ -56,15 +56,15 @@ def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bot
 
 
 def latent_levels(levels: int | Sequence[int], num_stages: int = 4) -> tuple[int, ...]:
-    """Groups of latents a stage of a hierarchical VAE's decoder, coarsest first.
+    """Levels of latents per stage of a hierarchical VAE's decoder, coarsest first.
 
     Args:
-        levels: their number, shared out evenly, one a stage from the coarsest on while they last and finer stages first
-            where they do not divide; or a number a stage, 0 allowed.
-        num_stages: resolutions, coarsest and finest included.
+        levels: the total, shared out evenly: fewer levels than stages go to the coarsest stages, one each; a remainder
+            goes to the finest stages. Or the levels per stage, where 0 is allowed.
+        num_stages: the number of resolutions.
 
     Raises:
-        ResvaeError: no level at all, or not one number a stage.
+        ResvaeError: there is no level, or there is not one number per stage.
     """
     if isinstance(levels, int):
         at_least(1, levels=levels)
@@ -74,17 +74,17 @@ def latent_levels(levels: int | Sequence[int], num_stages: int = 4) -> tuple[int
         return (each,) * (num_stages - rest) + (each + 1,) * rest
     if not _is_counts(levels, num_stages, 0) or not any(levels):
         raise ResvaeError(
-            f"levels: {levels!r} is not allowed; give a whole number, or levels a stage: "
-            f"{num_stages}, one of them above 0"
+            f"levels: {levels!r} is not allowed; give a whole number, "
+            f"or {num_stages} numbers of levels, one per stage and one of them above 0"
         )
     return tuple(levels)
 
 
 def cifar_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    """Kind and blocks a stage of He's CIFAR networks: 6n+2 with basic, 9n+2 with bottleneck blocks (164, 1001).
+    """Kind and blocks per stage of He's CIFAR networks: 6n+2 with basic, 9n+2 with bottleneck blocks (164, 1001).
 
-    A depth that both give (20, 38, 56, 110 ...) is basic below 164, as published. Blocks a stage, given as a tuple, are
-    taken for basic ones.
+    Where both fit (20, 38, 56, 110 ...), blocks are basic below depth 164, as published. A tuple gives the basic blocks
+    per stage.
     """
     if not isinstance(depth, int):
         return "basic", _checked(depth, 3)
@@ -99,7 +99,7 @@ def cifar_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
 
 
 def imagenet_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    """Kind and blocks a stage of He's ImageNet networks: 18 and 34 basic; 50, 101, 152, and any tuple, bottleneck."""
+    """Kind and blocks per stage of He's ImageNet networks: 18, 34 are basic; 50, 101, 152 and any tuple bottleneck."""
     if not isinstance(depth, int):
         return "bottleneck", _checked(depth, 4)
     if depth not in IMAGENET:
@@ -119,7 +119,7 @@ def _is_bottleneck(depth: int) -> bool:
 
 
 def _share(num: int, proportions: Sequence[int]) -> tuple[int, ...]:
-    """Share ``num`` blocks out, at least one a stage, by largest remainder; later stages first where equal."""
+    """Share out ``num`` blocks by largest remainder, at least one per stage; later stages come first where equal."""
     total = sum(proportions)
     blocks = [max(1, num * p // total) for p in proportions]
     by_remainder = sorted(range(len(blocks)), key=lambda i: (num * proportions[i] / total - blocks[i], i), reverse=True)
@@ -131,7 +131,7 @@ def _share(num: int, proportions: Sequence[int]) -> tuple[int, ...]:
 def _checked(blocks: Sequence[int], num_stages: int) -> tuple[int, ...]:
     if not _is_counts(blocks, num_stages, 1):
         raise ResvaeError(
-            f"depth: {blocks!r} is not allowed; give a whole number, or blocks a stage: {num_stages}, each at least 1"
+            f"depth: {blocks!r} is not allowed; give a whole number, or {num_stages} numbers of blocks, each at least 1"
         )
     return tuple(blocks)
 

@@ -1,4 +1,4 @@
-"""The encoder: a ResNet that publishes its channels and strides, so that anything can stand on it."""
+"""The encoder: a ResNet that states its channels and strides, so that any model can be built on it."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ STEM_STRIDE = {"cifar": 1, "imagenet": 4, "none": 1}
 
 
 class ResNetEncoder(nn.Module):
-    """Images to a pyramid of feature maps.
+    """Turn images into a pyramid of feature maps.
 
     ::
 
@@ -25,18 +25,18 @@ class ResNetEncoder(nn.Module):
 
     Args:
         image_shape: ``(C, H, W)``; the product of the strides must divide H and W.
-        blocks: residual blocks a stage; see ``depth.py`` for one number.
-        widths: output channels a stage.
-        strides: down-sampling by each stage's first block.
-        stem: ``cifar`` 3x3, ``imagenet`` 7x7/2 and max-pooling, or ``none``: in pre-activation orders, x itself then
-            meets the first activation.
-        stem_width: the stem's channels; ``widths[0]`` unless told. He's bottleneck networks have 16 (CIFAR, widths from
+        blocks: residual blocks per stage; ``depth.py`` computes them from one number.
+        widths: output channels per stage.
+        strides: down-sampling by the first block of each stage.
+        stem: ``cifar`` (3x3), ``imagenet`` (7x7 with stride 2, and max-pooling) or ``none``. Without a stem, the first
+            activation of a pre-activation order is applied to x itself.
+        stem_width: channels of the stem (default: ``widths[0]``). He's bottleneck networks have 16 (CIFAR, widths from
             64) and 64 (ImageNet, widths from 256).
-        config: what a block is made of.
+        config: the choices that define a block.
 
     Attributes:
-        channels: of each stage's map. strides: of each stage's map against the image, the stem's included.
-        out_shape: ``(channels[-1], h, w)`` of the last map.
+        channels: the channels of each stage's map. strides: the image's size divided by that of each stage's map.
+        out_shape: ``(channels[-1], h, w)``, the shape of the last map.
 
     Raises:
         ResvaeError: tuples of different lengths, an unknown stem, an image size that the strides do not divide.
@@ -69,11 +69,11 @@ class ResNetEncoder(nn.Module):
         self.final = final_layers(widths[-1], config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [B, C, H, W]``, any float scale, to the last map ``[B, channels[-1], h, w]``."""
+        """``x [B, C, H, W]``, floats of any scale, to the last map ``[B, channels[-1], h, w]``."""
         return self.features(x)[-1]
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The maps after each stage, finest first; the last is what ``forward`` returns."""
+        """The map after each stage, finest first. ``forward`` returns the last."""
         if x.ndim != 4 or x.shape[1] != self.image_shape[0]:
             raise ResvaeError(
                 f"images: shape {tuple(x.shape)} does not fit this encoder, "
@@ -88,7 +88,7 @@ class ResNetEncoder(nn.Module):
 
 
 def _stem(kind: str, in_channels: int, channels: int, config: BlockConfig) -> nn.Sequential:
-    """The first convolution; where blocks do not begin with their activation it has its own (He 2015, table 1)."""
+    """The first layers. An activation follows unless blocks begin with one (He 2015, table 1)."""
     if kind == "none":
         return nn.Sequential()
     kernel, stride = (3, 1) if kind == "cifar" else (7, 2)

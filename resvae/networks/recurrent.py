@@ -1,4 +1,4 @@
-"""The residual connection inside a recurrent cell."""
+"""A recurrent cell with residual connections."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from resvae.errors import ResvaeError
 
 
 class ResidualGRUCell(nn.Module):
-    """A convolutional GRU with a residual connection in its state and one around it (Toderici 2017, Residual GRU).
+    """A convolutional GRU with one residual connection in its state and one around the cell (Toderici 2017).
 
     ::
 
@@ -15,15 +15,15 @@ class ResidualGRUCell(nn.Module):
         h'   = (1 - z) h + z tanh(W x + U (r h)) + a_h W_h h
         o    = h' + a_x W_ox x
 
-    W, U, W_h and W_ox are convolutions that keep the size; those of x have biases. Kernels of 1 on 1x1 maps: a cell of
-    vectors. a_h = a_x = 0: the plain GRU, o = h'.
+    W, U, W_h and W_ox are convolutions that keep the size; those of x have biases. With kernels of size 1 on 1x1 maps,
+    this is a cell of vectors. With a_h = a_x = 0 it is the plain GRU, o = h'.
 
     Args:
-        in_channels: of x.
-        channels: of state and output.
-        kernel_size: of W and W_ox, odd.
-        hidden_kernel_size: of U and W_h, odd.
-        a_h, a_x: how much of the residuals is added.
+        in_channels: channels of x.
+        channels: channels of the state and the output.
+        kernel_size: the size of W and W_ox, odd.
+        hidden_kernel_size: the size of U and W_h, odd.
+        a_h, a_x: the factors on the two residuals.
 
     Raises:
         ResvaeError: an even kernel size.
@@ -41,16 +41,16 @@ class ResidualGRUCell(nn.Module):
         super().__init__()
         for field, size in (("kernel_size", kernel_size), ("hidden_kernel_size", hidden_kernel_size)):
             if size < 1 or size % 2 == 0:
-                raise ResvaeError(f"{field}: {size} is not allowed; odd, at least 1")
+                raise ResvaeError(f"{field}: {size} is not allowed; it must be odd and at least 1")
         self.a_h, self.a_x = a_h, a_x
-        # of x: z, r, candidate, output
+        # applied to x: z, r, candidate, output
         self.input = nn.Conv2d(in_channels, 4 * channels, kernel_size, padding="same")
-        # of h: z, r, residual
+        # applied to h: z, r, residual
         self.hidden = nn.Conv2d(channels, 3 * channels, hidden_kernel_size, padding="same", bias=False)
         self.candidate = nn.Conv2d(channels, channels, hidden_kernel_size, padding="same", bias=False)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``x [B, in_channels, H, W]`` and the state ``h [B, channels, H, W]``, zeros unless given, to (o, h')."""
+        """``x [B, in_channels, H, W]`` and the state ``h [B, channels, H, W]`` (default: zeros) to (o, h')."""
         z, r, candidate, out = self.input(x).chunk(4, 1)
         old = torch.zeros_like(z) if h is None else h
         hidden_z, hidden_r, residual = self.hidden(old).chunk(3, 1)

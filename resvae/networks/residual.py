@@ -1,4 +1,4 @@
-"""The residual connection itself, around anything, with every way to merge x and F(x)."""
+"""The residual connection around any module, and the ways to merge x and F(x)."""
 
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -18,15 +18,15 @@ class Sum(nn.Module):
     """x + F(x) (He 2015, eq. 1)."""
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """x + F(x), of one shape."""
+        """Return x + F(x); both have the same shape."""
         return x + fx
 
 
 class Product(nn.Module):
-    """x F(x)."""
+    """The product x F(x)."""
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """x F(x), of one shape."""
+        """Return x F(x); both have the same shape."""
         return x * fx
 
 
@@ -34,7 +34,7 @@ class Plain(nn.Module):
     """F(x) alone: a plain network."""
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """F(x) alone."""
+        """Return F(x)."""
         return fx
 
 
@@ -42,12 +42,12 @@ class Half(nn.Module):
     """0.5 x + 0.5 F(x) (He 2016, table 1: constant scaling)."""
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """(x + F(x)) / 2, of one shape."""
+        """Return (x + F(x)) / 2; both have the same shape."""
         return 0.5 * x + 0.5 * fx
 
 
 class _Gate(nn.Linear):
-    """sigmoid(W x + b) over dimension ``dim`` of x, each place by itself: a 1x1 convolution on maps."""
+    """sigmoid(W x + b) over dimension ``dim`` of x at each place. On maps it is a 1x1 convolution."""
 
     def __init__(self, channels: int, bias: float, dim: int):
         super().__init__(channels, channels)
@@ -62,9 +62,9 @@ class Highway(nn.Module):
     """T F(x) + (1 - T) x with T = sigmoid(W x + b) (Srivastava 2015, eq. 3; He 2016, table 1: exclusive gating).
 
     Args:
-        channels: size of dimension ``dim`` of x.
-        bias: where b starts; below 0 the input is carried at first. See ``gate_bias``.
-        dim: the dimension that W mixes; 1 for maps ``[B, C, H, W]``, -1 for sequences ``[B, T, C]``.
+        channels: the size of dimension ``dim`` of x.
+        bias: the initial b. Below 0, the gate mostly passes x on at first. See ``gate_bias``.
+        dim: the dimension that W mixes: 1 for maps ``[B, C, H, W]``, -1 for sequences ``[B, T, C]``.
     """
 
     def __init__(self, channels: int, bias: float = -1.0, dim: int = 1):
@@ -72,15 +72,15 @@ class Highway(nn.Module):
         self.gate = _Gate(channels, bias, dim)
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """T(x) F(x) + (1 - T(x)) x, of one shape."""
-        return x + self.gate(x) * (fx - x)  # not lerp: under autocast x may be of another type than F(x)
+        """Return T(x) F(x) + (1 - T(x)) x; x and F(x) have the same shape."""
+        return x + self.gate(x) * (fx - x)  # not lerp: under autocast x and F(x) may have different types
 
 
 class ShortcutGate(nn.Module):
     """F(x) + (1 - g) x with g = sigmoid(W x + b) (He 2016, table 1: shortcut-only gating).
 
     Args:
-        channels, bias, dim: as ``Highway``'s.
+        channels, bias, dim: as in ``Highway``.
     """
 
     def __init__(self, channels: int, bias: float = -1.0, dim: int = 1):
@@ -88,7 +88,7 @@ class ShortcutGate(nn.Module):
         self.gate = _Gate(channels, bias, dim)
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """F(x) + (1 - T(x)) x, of one shape."""
+        """Return F(x) + (1 - g(x)) x; x and F(x) have the same shape."""
         return fx + (1 - self.gate(x)) * x
 
 
@@ -97,27 +97,27 @@ GATES = {"highway": Highway, "shortcut_gate": ShortcutGate}
 
 
 def gate_bias(depth: int) -> float:
-    """Where a gate's b starts in a network of ``depth`` layers: -depth/10, at most -1 and at least -6.
+    """The initial b of a gate in a network of ``depth`` layers: -depth/10, at most -1 and at least -6.
 
-    Srivastava 2015 has -1, -2, -3 for about 10, 20, 30 layers. Deeper than 60 it stays at -6, which He 2016 (section
-    3.1) found the best of 0, -1, ..., -10 for 110 layers: at -11 a branch would begin with 1/60,000 of its output.
+    Srivastava 2015 uses -1, -2, -3 for about 10, 20, 30 layers. Above 60 layers b stays at -6, which He 2016 (section
+    3.1) found best among 0, -1, ..., -10 for 110 layers. At -11 only 1/60,000 of the branch would pass at first.
     """
     return -min(max(depth / 10, 1.0), 6.0)
 
 
 class Residual(nn.Module):
-    """Wraps any module, or whole model, whose output has its input's shape: y = merge(x, F(x)).
+    """Wrap a module or model whose output has the shape of its input: y = merge(x, F(x)).
 
-    Of a tuple, such as a recurrent layer's (output, state), the first element is merged with x and the rest passes
-    through. Of a ``PackedSequence`` the data ``[N, C]`` are merged. Further arguments, as a first state, go to F.
+    If F returns a tuple, such as a recurrent layer's (output, state), only its first element is merged with x. If it
+    returns a ``PackedSequence``, the data ``[N, C]`` are merged. Further arguments, such as a first state, go to F.
 
     Args:
-        module: F; an ``nn.LSTM`` or ``nn.GRU`` needs an input_size of hidden_size times its directions.
-        merge: ``sum``, ``product``, ``half``, ``none`` (F alone), or any callable or module of (x, F(x)), as
-            ``Highway(64)`` and ``ShortcutGate(64)``; with ``dim=-1`` on sequences.
+        module: F. For ``nn.LSTM`` and ``nn.GRU``, input_size must be hidden_size times the number of directions.
+        merge: ``sum``, ``product``, ``half``, ``none`` (F alone), or any callable or module of (x, F(x)), such as
+            ``Highway(64)`` and ``ShortcutGate(64)``, with ``dim=-1`` for sequences.
 
     Raises:
-        ResvaeError: an unknown merge; in ``forward``, an output of another shape than the input's, or packed otherwise.
+        ResvaeError: an unknown merge; in ``forward``, an output that differs from the input in shape or packing.
     """
 
     def __init__(self, module: nn.Module, merge: Merge = "sum"):
@@ -126,7 +126,7 @@ class Residual(nn.Module):
         self.merge = make_merge(merge)
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """The module's output merged with x: of a tuple the first element; ``ResvaeError`` where shapes differ."""
+        """Return the module's output, merged with x. Raises ``ResvaeError`` where their shapes differ."""
         y = self.module(x, *args, **kwargs)
         if isinstance(y, tuple) and not isinstance(y, PackedSequence):
             return self._merged(x, y[0], f", the first of {len(y)} outputs"), *y[1:]
@@ -150,7 +150,7 @@ def _alike(a: Tensor | None, b: Tensor | None) -> bool:
 def make_merge(
     merge: Merge, channels: int | None = None, bias: float = -1.0, dim: int = 1
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The merge of this name, a gate with these arguments, of which it needs ``channels``. Callables pass through."""
+    """The merge of this name; a callable is returned as it is. Gates use the other arguments and need ``channels``."""
     check_merge(merge)
     if callable(merge):
         return merge
@@ -162,6 +162,6 @@ def make_merge(
 
 
 def check_merge(merge: Merge) -> None:
-    """``ResvaeError`` for a merge that is neither a known name nor callable."""
+    """Raise ``ResvaeError`` for a merge that is neither a known name nor callable."""
     if not callable(merge) and merge not in get_args(MergeName):
         raise ResvaeError(f"merge: {merge!r} is not allowed; {', '.join(get_args(MergeName))} or a callable")

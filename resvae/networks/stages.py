@@ -1,4 +1,4 @@
-"""Stages: what encoder and decoder have in common."""
+"""Stages of residual blocks, which the encoder and the decoder share."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,14 @@ def make_stages(
     up: bool = False,
     stem: bool = False,
 ) -> nn.ModuleList:
-    """One ``nn.Sequential`` of residual blocks a stage; the first of each changes resolution and width.
+    """One ``nn.Sequential`` of residual blocks per stage. Its first block changes resolution and width.
 
     Args:
-        in_channels: of the map that the first stage takes.
-        blocks, widths, strides: one number a stage.
-        config: what a block is made of.
+        in_channels: channels of the input of the first stage.
+        blocks, widths, strides: one number per stage.
+        config: the choices that define a block.
         up: whether the strides up-sample.
-        stem: whether the map comes straight from a convolution.
+        stem: whether the input comes directly from a convolution.
     """
     scale = config.scale(sum(blocks))
     stages = nn.ModuleList()
@@ -49,24 +49,24 @@ def make_stages(
 
 
 def final_layers(channels: int, config: BlockConfig) -> nn.Module:
-    """After the last addition of a pre-activation network, one normalisation and activation (He 2016, appendix)."""
+    """The normalisation and activation that end a pre-activation network (He 2016, appendix); else the identity."""
     if not config.pre_activation:
         return nn.Identity()
     return nn.Sequential(config.make_norm(channels), config.make_activation())
 
 
 def check_stages(name: str, **values: Sequence[int]) -> None:
-    """One positive number a stage in each tuple, or ``ResvaeError``."""
+    """Raise ``ResvaeError`` unless each tuple has one positive number per stage."""
     if len(set(map(len, values.values()))) != 1:
         said = ", ".join(f"{field} {tuple(value)}" for field, value in values.items())
-        raise ResvaeError(f"{name}: {said} must have one number a stage each")
+        raise ResvaeError(f"{name}: {said} must each have one number per stage")
     for field, value in values.items():
         if not value or min(value) < 1:
-            raise ResvaeError(f"{name}: {field} {tuple(value)} is not allowed; each at least 1")
+            raise ResvaeError(f"{name}: {field} {tuple(value)} is not allowed; each must be at least 1")
 
 
 def checked_shape(name: str, image_shape: Sequence[int]) -> tuple[int, int, int]:
-    """``(C, H, W)``, or ``ResvaeError``."""
+    """Return ``(C, H, W)``, or raise ``ResvaeError`` if it is not three positive numbers."""
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ResvaeError(f"{name}: image_shape {tuple(image_shape)} is not allowed; give (channels, height, width)")
     channels, height, width = image_shape
@@ -74,7 +74,7 @@ def checked_shape(name: str, image_shape: Sequence[int]) -> tuple[int, int, int]
 
 
 def coarsest(name: str, image_shape: Sequence[int], total: int) -> tuple[int, int]:
-    """Height and width of the coarsest map of images ``(C, H, W)`` under a total stride that must divide both."""
+    """Height and width of the coarsest map of images ``(C, H, W)``; the total stride ``total`` must divide both."""
     _, height, width = checked_shape(name, image_shape)
     for size in (height, width):
         if size % total:

@@ -1,4 +1,4 @@
-"""The residual units of any model: in order, by name, and with moves that take them out or exchange them."""
+"""The residual units of any model, in order and by name, and a way to remove or exchange them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Unit:
-    """One residual block where it stands.
+    """One residual block and its place in the model.
 
     Args:
-        name: of the module: ``encoder.stages.0.2``.
+        name: the name of the module, such as ``encoder.stages.0.2``.
         block: the module.
     """
 
@@ -27,19 +27,19 @@ class Unit:
 
     @property
     def stage(self) -> str:
-        """The name of what it stands in; units of one stage that do not change the shape are interchangeable."""
+        """The name of its stage. Units of one stage that do not change the shape can be exchanged."""
         return self.name.rpartition(".")[0]
 
     @property
     def changes(self) -> bool:
-        """Whether resolution or width changes in it."""
+        """Whether the unit changes the resolution or the width."""
         return self.block.stride != 1 or self.block.in_channels != self.block.channels
 
     def carried(self, x: Tensor) -> Tensor:
-        """The block without its branch: what the connection around it hands on.
+        """The block without its branch: what the shortcut passes on.
 
-        A plain block (``merge="none"``) has none: x itself, and where the shape changes x strided and zero-padded to
-        it (He's option A).
+        A plain block (``merge="none"``) has no shortcut. For it the result is x, strided and zero-padded where the
+        shape changes (He's option A).
         """
         block = self.block
         if block.plain:
@@ -47,11 +47,11 @@ class Unit:
         return block.after(block.shortcut(block.before(x)))
 
     def added(self, x: Tensor) -> Tensor:
-        """F(x), what the branch gives to the merge."""
+        """F(x), the output of the branch before the merge."""
         return self.block.branch(self.block.before(x))
 
     def weighted(self, factor: float, x: Tensor) -> Tensor:
-        """The block with its branch times ``factor``; with 0 what it carries, and the branch is not computed."""
+        """The block with its branch multiplied by ``factor``. With 0, the branch is not computed."""
         block = self.block
         if not factor:
             return self.carried(x)
@@ -60,14 +60,14 @@ class Unit:
 
 
 def units(model: nn.Module, within: str = "") -> list[Unit]:
-    """The residual blocks of a model, in the order of the data's way through encoder and decoder.
+    """The residual blocks of a model, in the order in which the data pass through them.
 
     Args:
-        model: anything that holds ``ResidualBlock``s.
-        within: the name of a part: ``encoder`` or ``decoder``.
+        model: any module that contains ``ResidualBlock``s.
+        within: the name of a part, such as ``encoder`` or ``decoder``; default: the whole model.
 
     Raises:
-        ResvaeError: there are none.
+        ResvaeError: there is no such block.
     """
     found = [
         Unit(name, module)
@@ -82,10 +82,10 @@ def units(model: nn.Module, within: str = "") -> list[Unit]:
 
 
 def summed(model: nn.Module, within: str = "") -> list[Unit]:
-    """``units`` that all add their branch to what their connection carries.
+    """The same as ``units``, for models whose blocks are all merged by sum.
 
     Raises:
-        ResvaeError: there are none, or one merges otherwise.
+        ResvaeError: there is no such block, or one of them has another merge.
     """
     found = units(model, within)
     for unit in found:
@@ -97,12 +97,12 @@ def summed(model: nn.Module, within: str = "") -> list[Unit]:
 
 @contextmanager
 def replaced(forwards: Iterable[tuple[Unit, Forward]]) -> Iterator[None]:
-    """While inside, each unit computes the function given for it; then it is itself again."""
+    """Inside the context, each unit computes the function given for it. Afterwards it is restored."""
     changed = []
     try:
         for unit, forward in forwards:
             changed.append(unit.block)
-            unit.block.__dict__["forward"] = forward  # before the class's own
+            unit.block.__dict__["forward"] = forward  # takes precedence over the class's method
         yield
     finally:
         for block in changed:

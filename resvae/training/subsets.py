@@ -31,7 +31,7 @@ class UnitSubset(Callback, ABC):
         """The factor on each unit's branch in one update: 0 or 1/p; ``ResvaeError`` where it cannot be drawn."""
 
     def drawn(self, module: nn.Module, step: int) -> list[tuple[Unit, float]]:
-        """The units and their factors; ``ResvaeError`` where some unit does not merge by sum, or the model is compiled."""
+        """The units and their factors; ``ResvaeError`` where a unit does not merge by sum, or the model is compiled."""
         if getattr(module, "compiles", False):
             raise ResvaeError("model.compile: True is not allowed with subsets of units; each draw is another graph")
         units = summed(module)

@@ -55,7 +55,7 @@ def test_limit_keeps_validation_and_every_class(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"name": "cifar11"}, r"data\.name: 'cifar11' is not known; one of cifar10, .*npz"),
-        ({"name": "folder"}, r"data\.path: it is missing"),
+        ({"name": "folder"}, r"data\.path: None is not allowed; .* folder needs a path"),
         ({"name": "folder", "path": "/no/such"}, r"data\.path: /no/such does not exist"),
         ({"batch_size": 0}, r"data\.batch_size: 0 is not allowed; at least 1"),
         ({"eval_batch_size": 0}, r"data\.eval_batch_size: 0"),

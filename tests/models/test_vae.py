@@ -141,7 +141,7 @@ def test_bad_arguments_are_refused():
         VAE(28, **TINY | {"latent_dim": 0})
     with pytest.raises(ResvaeError, match=r"likelihood: 'poisson'.*bernoulli"):
         VAE(28, likelihood="poisson", **TINY)
-    with pytest.raises(ResvaeError, match="one number a stage"):
+    with pytest.raises(ResvaeError, match="one number per stage"):
         VAE(28, 4, (3, 8, 8), (4, 4, 8, 8), (1, 2))
 
 

@@ -1,25 +1,12 @@
-import copy
-import pickle
-
 import pytest
 import torch
+from helpers_networks import ARTICLE, agree, count, example, of_type
 from torch import nn
 
 from resvae.errors import ResvaeError
 from resvae.networks import BlockConfig, ResNetDecoder, ResNetEncoder, vae_blocks
 
 WIDTHS = (32, 24, 16, 8)
-ARTICLE = BlockConfig(
-    order="original", norm="batch", activation="relu", conv_bias=True, stride_on="first", residual_scale=1.0
-)
-
-
-def example(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def of_type(module, *types):
-    return [m for m in module.modules() if isinstance(m, types)]
 
 
 @pytest.mark.parametrize(("depth", "total"), [(28, 8_287_363), (40, 9_686_915), (70, 16_741_635), (100, 23_796_355)])
@@ -32,7 +19,7 @@ def test_the_articles_decoder_parameter_for_parameter(depth, total):
     # its first unit needs no projection: 256 - 64 inputs fewer of its first 1x1, and a projection with its BN more.
     difference = -(256 - 64) * 64 + 64 * 256 + 3 * 256
     ends = 256 * 1024 + 1024 + 2 * 1024 + 2048 * 3 + 3
-    assert sum(p.numel() for p in stages.parameters()) + difference + ends == total
+    assert count(stages) + difference + ends == total
 
 
 @pytest.mark.parametrize("upsample", ["transposed", "nearest"])
@@ -108,30 +95,19 @@ def test_a_plain_decoder_of_a_thousand_layers_builds():
     assert y.std() < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
+def test_wrong_arguments_are_refused():
+    for wrong, said in (
         ({"latent_dim": 0}, "latent_dim: 0"),
         ({"out_channels": 0}, "out_channels: 0"),
         ({"image_shape": (3, 30, 32)}, "30x32 .* 8 in all; the nearest to 30 are 24 and 32"),
         ({"image_shape": ()}, "image_shape"),
-        ({"blocks": (1, 1)}, "one number a stage"),
+        ({"blocks": (1, 1)}, "one number per stage"),
         ({"strides": (1, 2, 0, 2)}, r"strides \(1, 2, 0, 2\)"),
-    ],
-)
-def test_wrong_arguments_are_refused(wrong, said):
-    with pytest.raises(ResvaeError, match=said):
-        ResNetDecoder(**{"latent_dim": 4, **wrong})
+    ):
+        with pytest.raises(ResvaeError, match=said):
+            ResNetDecoder(**{"latent_dim": 4, **wrong})
 
 
 @pytest.mark.parametrize("config", [BlockConfig(), ARTICLE, BlockConfig(upsample="nearest", norm="group")])
 def test_copies_pickles_exports_and_compiled_graphs_agree(config):
-    decoder = ResNetDecoder(5, widths=WIDTHS, config=config).eval()
-    z = example(2, 5)
-    expected = decoder(z)
-    fresh = ResNetDecoder(5, widths=WIDTHS, config=config).eval()
-    fresh.load_state_dict(decoder.state_dict())
-    exported = torch.export.export(decoder, (z,)).module()
-    compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
-    for twin in (copy.deepcopy(decoder), pickle.loads(pickle.dumps(decoder)), fresh, exported, compiled):
-        torch.testing.assert_close(twin(z), expected)
+    agree(*(ResNetDecoder(5, widths=WIDTHS, config=config).eval() for _ in range(2)), example(2, 5))

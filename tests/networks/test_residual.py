@@ -1,8 +1,10 @@
 import copy
 import pickle
+import re
 
 import pytest
 import torch
+from helpers_networks import example
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, unpack_sequence
 
@@ -10,35 +12,19 @@ from resvae.errors import ResvaeError
 from resvae.networks import Highway, Residual, ResNetDecoder, ResNetEncoder, ShortcutGate, gate_bias
 from resvae.networks.residual import make_merge
 
+MERGES = {
+    "sum": lambda x, fx: x + fx,
+    "product": lambda x, fx: x * fx,
+    "none": lambda x, fx: fx,
+    "half": lambda x, fx: (x + fx) / 2,
+    torch.maximum: torch.maximum,
+}
 
-def example(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
-
-@pytest.mark.parametrize(
-    ("merge", "expected"),
-    [
-        ("sum", lambda x, fx: x + fx),
-        ("product", lambda x, fx: x * fx),
-        ("none", lambda x, fx: fx),
-        ("half", lambda x, fx: (x + fx) / 2),
-        (torch.maximum, torch.maximum),
-    ],
-)
-def test_merges_are_what_their_names_say(merge, expected):
+@pytest.mark.parametrize("merge", MERGES)
+def test_merges_are_what_their_names_say(merge):
     x, module = example(2, 5), nn.Linear(5, 5)
-    torch.testing.assert_close(Residual(module, merge)(x), expected(x, module(x)))
-
-
-def test_a_residual_of_nothing_is_the_identity_and_passes_the_whole_gradient():
-    module = nn.Conv2d(3, 3, 3, padding=1)
-    nn.init.zeros_(module.weight)
-    nn.init.zeros_(module.bias)
-    x = example(1, 3, 4, 4).requires_grad_()
-    y = Residual(module)(x)
-    y.sum().backward()
-    assert torch.equal(y, x)
-    assert torch.equal(x.grad, torch.ones_like(x))
+    torch.testing.assert_close(Residual(module, merge)(x), MERGES[merge](x, module(x)))
 
 
 def test_any_shape_preserving_model_can_be_wrapped_and_nested():
@@ -54,16 +40,15 @@ def test_any_shape_preserving_model_can_be_wrapped_and_nested():
 
 
 def test_another_shape_is_refused_with_both_shapes():
-    with pytest.raises(ResvaeError, match=r"\(2, 5\) into \(2, 4\); both"):
-        Residual(nn.Linear(5, 4))(example(2, 5))
-    with pytest.raises(ResvaeError, match=r"\(2, 5\) into \(2, 1\); both"):  # would broadcast without a word
-        Residual(nn.Linear(5, 1))(example(2, 5))
-    with pytest.raises(ResvaeError, match=r"\(7, 2, 5\) into \(7, 2, 10\), the first of 2 outputs; both"):
-        Residual(nn.GRU(5, 5, bidirectional=True))(example(7, 2, 5))
-    with pytest.raises(ResvaeError, match=r"\(6, 5\) into \(6, 4\), packed data, the first of 2 outputs; both"):
-        Residual(nn.LSTM(5, 4))(packed())
-    with pytest.raises(ResvaeError, match=r"PackedSequence into \(3, 3, 5\); both"):
-        Residual(Unpack())(packed())
+    for module, x, said in (
+        (nn.Linear(5, 4), example(2, 5), "(2, 5) into (2, 4)"),
+        (nn.Linear(5, 1), example(2, 5), "(2, 5) into (2, 1)"),  # would broadcast without a word
+        (nn.GRU(5, 5, bidirectional=True), example(7, 2, 5), "(7, 2, 5) into (7, 2, 10), the first of 2 outputs"),
+        (nn.LSTM(5, 4), packed(), "(6, 5) into (6, 4), packed data, the first of 2 outputs"),
+        (Apply(lambda x: pad_packed_sequence(x)[0]), packed(), "PackedSequence into (3, 3, 5)"),
+    ):
+        with pytest.raises(ResvaeError, match=re.escape(f"{said}; both")):
+            Residual(module)(x)
 
 
 RECURRENT = [
@@ -102,18 +87,12 @@ def packed(lengths=(1, 3, 2), channels=5):
     return pack_sequence([example(t, channels, seed=t) for t in lengths], enforce_sorted=False)
 
 
-class Unpack(nn.Module):
-    def forward(self, x):
-        return pad_packed_sequence(x)[0]
+class Apply(nn.Module):
+    """A function as a module."""
 
-
-class Repack(nn.Module):
-    def __init__(self, change):
+    def __init__(self, function):
         super().__init__()
-        self.change = change
-
-    def forward(self, x):
-        return pack_sequence(self.change(unpack_sequence(x)), enforce_sorted=False)
+        self.forward = function
 
 
 @pytest.mark.parametrize("merge", ["sum", Highway(6, dim=-1), Highway(6), ShortcutGate(6, dim=-1)])
@@ -129,31 +108,30 @@ def test_packed_sequences_are_merged_as_each_sequence_alone_would_be(layer, merg
 
 
 def test_stacks_of_packed_layers():
-    class Output(nn.Module):
-        def forward(self, x):
-            return x[0]
-
-    stack = nn.Sequential(*[m for _ in range(2) for m in (Residual(nn.GRU(5, 5)), Output())])
+    stack = nn.Sequential(*[m for _ in range(2) for m in (Residual(nn.GRU(5, 5)), Apply(lambda outputs: outputs[0]))])
     y = Residual(stack)(packed())
     torch.testing.assert_close(y.data, packed().data + stack(packed()).data)
     assert torch.equal(y.unsorted_indices, packed().unsorted_indices)
 
 
 def test_a_packed_sequence_in_another_order_or_of_other_lengths_is_refused():
-    torch.testing.assert_close(Residual(Repack(list))(packed()).data, 2 * packed().data)
+    def repacked(change):
+        return Residual(Apply(lambda x: pack_sequence(change(unpack_sequence(x)), enforce_sorted=False)))
+
+    torch.testing.assert_close(repacked(list)(packed()).data, 2 * packed().data)
     for change in (lambda parts: parts[::-1], lambda parts: [torch.cat(parts[:2]), *parts[2:]]):
         with pytest.raises(ResvaeError, match="changes lengths or order of a PackedSequence"):
-            Residual(Repack(change))(packed())
+            repacked(change)(packed())
 
 
 @pytest.mark.parametrize("merge", ["sum", torch.maximum, Highway(6, dim=-1)])
-@pytest.mark.parametrize("module", [nn.Linear(6, 6), nn.LSTM(6, 3, bidirectional=True)])
-def test_copies_and_files_keep_it(module, merge):
-    wrapped = Residual(module, merge)
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 6), lambda: nn.LSTM(6, 3, bidirectional=True)])
+def test_copies_and_files_keep_it_with_the_weights_of_its_merge(make, merge):
+    wrapped, other = Residual(make(), merge), Residual(make(), copy.deepcopy(merge))
     x = example(5, 2, 6)
-    other = Residual(type(module)(6, 6) if isinstance(module, nn.Linear) else nn.LSTM(6, 3, bidirectional=True), merge)
-    assert list(other.state_dict()) == list(wrapped.state_dict())
     other.load_state_dict(wrapped.state_dict())
+    parts = {"module", "merge"} if isinstance(merge, Highway) else {"module"}
+    assert {name.split(".")[0] for name, _ in wrapped.named_parameters()} == parts
     for twin in (other, copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped))):
         torch.testing.assert_close(twin(x), wrapped(x), rtol=0, atol=0)
 
@@ -190,12 +168,6 @@ def test_gates_mix_as_in_he_2016_table_1(gate, expected, dim):
     torch.testing.assert_close(y[at], expected(x[at], fx[at], torch.sigmoid(merge.gate.weight @ x[at] - 2)))
 
 
-def test_highway_first_carries_its_input():
-    x, fx = torch.zeros(1, 8, 2, 2), torch.ones(1, 8, 2, 2)
-    for bias, transform in ((-1.0, 0.2689), (-3.0, 0.0474)):
-        torch.testing.assert_close(Highway(8, bias)(x, fx), torch.full_like(x, transform), atol=1e-4, rtol=0)
-
-
 def test_gate_bias_by_depth():
     assert [gate_bias(depth) for depth in (4, 10, 20, 30)] == [-1, -1, -2, -3]  # Srivastava 2015
     assert [gate_bias(depth) for depth in (56, 110, 1000)] == [-5.6, -6, -6]  # He 2016: -6 at 110
@@ -207,14 +179,6 @@ def test_highway_takes_an_input_of_another_precision_than_the_branch():
     expected = wrapped(x)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(wrapped(x).float(), expected, atol=0.05, rtol=0.05)
-
-
-def test_a_merge_with_weights_is_part_of_the_model():
-    residual = Residual(nn.Linear(3, 3), Highway(3, dim=-1))
-    assert {name.split(".")[0] for name, _ in residual.named_parameters()} == {"module", "merge"}
-    twin = copy.deepcopy(residual)
-    twin.load_state_dict(residual.state_dict())
-    assert torch.equal(twin(example(2, 3)), residual(example(2, 3)))
 
 
 @pytest.mark.parametrize(("name", "gate"), [("highway", Highway), ("shortcut_gate", ShortcutGate)])

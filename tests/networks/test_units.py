@@ -30,10 +30,10 @@ def test_units_come_in_order_with_what_changes():
     assert len(units(HierarchicalVAE(28, 4, 2, widths=(8, 8, 8, 8)))) == 8
 
 
-@pytest.mark.parametrize(("model", "within"), [(nn.Linear(2, 2), ""), (nn.Linear(2, 2), "decoder")])
-def test_a_model_without_blocks_is_refused(model: nn.Module, within: str):
+@pytest.mark.parametrize("within", ["", "decoder"])
+def test_a_model_without_blocks_is_refused(within: str):
     with pytest.raises(ResvaeError, match=f"a Linear has no residual block.*{within}"):
-        units(model, within)
+        units(nn.Linear(2, 2), within)
 
 
 def test_units_that_do_not_add_up_are_refused():

@@ -1,0 +1,36 @@
+"""What the tests of networks share."""
+
+import copy
+import pickle
+
+import torch
+
+from resvae.networks import BlockConfig
+
+HE = BlockConfig(
+    kind="basic", order="original", norm="batch", activation="relu", shortcut="zero_pad", residual_scale=1.0
+)
+ARTICLE = BlockConfig(
+    order="original", norm="batch", activation="relu", conv_bias=True, stride_on="first", residual_scale=1.0
+)
+
+
+def example(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def of_type(module, *types):
+    return [part for part in module.modules() if isinstance(part, types)]
+
+
+def count(*modules):
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def agree(module, fresh, x):
+    """Copies, pickles, exports, compiled graphs and a new module with its weights compute what the module does."""
+    fresh.load_state_dict(module.state_dict())
+    exported = torch.export.export(module, (x,)).module()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), fresh, exported, compiled):
+        torch.testing.assert_close(twin(x), module(x))
