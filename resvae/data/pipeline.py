@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from resvae.data.sources import Images
+from resvae.data.images import Images
 
 Batch = tuple[Tensor, Tensor]  # x uint8 [B, C, H, W], y int64 [B]
 

@@ -1,12 +1,12 @@
 """A named set of images in three splits, as tensors, independent of training."""
 
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from resvae.data.sources import Images, check, read
+from resvae.data.images import Images, Request
+from resvae.data.sources import check, read
 from resvae.errors import ResvaeError, at_least
 
 Split = Literal["train", "val", "test"]
@@ -54,14 +54,14 @@ class ImageSets:
             raise ResvaeError(f"data.protocol: {protocol!r} is not allowed; split or test_as_validation")
         if on_corrupt not in ("refuse", "skip"):
             raise ResvaeError(f"data.on_corrupt: {on_corrupt!r} is not allowed; refuse or skip")
-        check(name, path, image_size)
+        self._request = Request(name, root, path, image_size, on_corrupt, download)
+        check(self._request)
         self.name = name
         self.root = root
         self.validation = validation
         self.protocol = protocol
         self.seed = seed
         self.limit = limit
-        self._read = partial(read, name, root, path, image_size, on_corrupt, download)
         self._sets: dict[str, Images] = {}
 
     def split(self, name: Split) -> Images:
@@ -69,7 +69,7 @@ class ImageSets:
         if name not in ("train", "val", "test"):
             raise ResvaeError(f"split: {name!r} is not allowed; train, val or test")
         if not self._sets:
-            train, test = self._read()
+            train, test = read(self._request)
             order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(self.seed))
             if self.protocol == "test_as_validation":
                 validation = test

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from resvae.data import ImageDataModule
+from resvae.data.images import Images
 from resvae.data.pipeline import EpochSampler, ImageDataset, random_crop, train_loader
-from resvae.data.sources import Images
 
 
 def rows(x: torch.Tensor) -> list[bytes]:

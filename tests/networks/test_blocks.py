@@ -97,7 +97,9 @@ def test_a_plain_block_is_its_branch_alone(shortcut):
 
 
 @pytest.mark.parametrize(
-    ("merge", "expected"), [(torch.maximum, torch.maximum), ("half", lambda x, fx: (x + fx) / 2)], ids=str
+    ("merge", "expected"),
+    [(torch.maximum, torch.maximum), ("half", lambda x, fx: (x + fx) / 2)],
+    ids=["function", "half"],
 )
 def test_other_merges_get_both_paths(merge, expected):
     x, block = example(2, 4, 6, 6), ResidualBlock(4, 4, config=BlockConfig(merge=merge))
