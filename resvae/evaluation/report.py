@@ -31,7 +31,7 @@ class Report:
     """What was measured, and how. Log-probabilities are nats an image, averaged over the images."""
 
     model: str
-    arguments: dict[str, Any]  # the constructor's
+    arguments: dict[str, Any] | None
     source: str | None  # of the weights: a run, a file or a name
     parameters: int
     data: str | None
@@ -107,7 +107,7 @@ class Report:
     def protocol(self) -> str:
         """How the figures were obtained: a Markdown list."""
         lines = [f"weights: {self.source or 'given in memory'}"]
-        lines += [f"{self.model}: " + ", ".join(f"{name}={value}" for name, value in self.arguments.items())]
+        lines += [f"{self.model}: " + ", ".join(f"{name}={value}" for name, value in (self.arguments or {}).items())]
         ks = ", ".join(str(bound.k) for bound in self.importance_curve)
         lines += [f"importance-weighted bounds: k = {ks}, nested, on the first {self.iw_images:,} images"]
         if (d := self.distances) is not None:
