@@ -46,6 +46,10 @@ class ImageModel(nn.Module, ABC):
         """The deciding figure of a model that gives all outcomes equal probability, where this is known."""
         return None
 
+    def encoded(self, x: Tensor) -> Any:
+        """What ``evaluate`` hands to its measures in place of a batch of images; by default the images themselves."""
+        return x
+
     def check_labels(self, y: Tensor, data: str | None) -> None:
         """Raise ``ResvaeError`` where the model cannot use the labels ``y [N]`` of a data set; by default it can."""
         return
@@ -57,7 +61,7 @@ class Encoded:
 
     Args:
         x: float32 in [0, 1], ``[B, C, H, W]``.
-        features: what ``encode`` returned.
+        features: what ``encode`` returned: tensors, the batch first, in lists or tuples.
     """
 
     x: Tensor
@@ -65,6 +69,14 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def first(self, num: int) -> "Encoded":
+        """The first ``num`` images, or all where there are fewer."""
+
+        def cut(part: Any) -> Any:
+            return part[:num] if isinstance(part, Tensor) else type(part)(map(cut, part))
+
+        return self if num >= len(self) else Encoded(self.x[:num], cut(self.features))
 
 
 class ImageVAE(ImageModel):
@@ -178,10 +190,9 @@ class ImageVAE(ImageModel):
         between = [self.decode(start.lerp(end, t)) for t in torch.linspace(0, 1, steps).tolist()[1:-1]]
         return torch.stack([self._pixels(p) for p in (first, *between, last)], 1)
 
-    def _terms(self, p: Distribution, x: Tensor, kl: Tensor) -> ElboTerms:
-        """The ELBO's terms of float32 images in [0, 1], given p(x|z) and the KL of each level, ``[B, L]``."""
+    def _terms(self, log_likelihood: Tensor, kl: Tensor, x: Tensor) -> ElboTerms:
         num_dims, likelihood = math.prod(self.image_shape), self.likelihood
-        return ElboTerms(p.log_prob(x), kl, num_dims, likelihood.discrete, likelihood.floor(x))
+        return ElboTerms(log_likelihood, kl, num_dims, likelihood.discrete, likelihood.floor(x))
 
     @staticmethod
     def _pixels(likelihood: Distribution, noise: bool = False) -> Tensor:

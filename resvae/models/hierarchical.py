@@ -162,7 +162,7 @@ class HierarchicalVAE(ImageVAE):
         for level, visit in zip(self.stochastic, visits, strict=True):
             assert visit.posterior is not None
             kl[:, level] = kl_divergence(visit.posterior, visit.prior).flatten(1).sum(1)
-        return self._terms(p, seen.x, kl)
+        return self._terms(p.log_prob(seen.x), kl, seen.x)
 
     def posterior(self, x: Tensor | Encoded) -> LevelsPosterior:
         """q(z|x) over the latents of all levels side by side, coarsest first: event shape ``[D]``."""

@@ -26,9 +26,9 @@ class OneLatentVAE(ImageVAE):
     def posterior(self, x: Tensor | Encoded) -> Independent:
         """q(z|x), a diagonal Gaussian, event shape ``[D]``, in float32."""
 
-    def charged(self, x: Tensor | Encoded) -> Independent:
-        """The distribution whose KL to the prior the ELBO counts: the posterior."""
-        return self.posterior(x)
+    def charged(self, x: Encoded, q: Independent) -> Independent:
+        """The distribution whose KL to the prior the ELBO counts: the posterior ``q`` itself."""
+        return q
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for ``z [B, D]``."""
@@ -42,9 +42,10 @@ class OneLatentVAE(ImageVAE):
     def elbo(self, x: Tensor | Encoded) -> ElboTerms:
         """The ELBO of each image with the KL in closed form; ``kl`` is ``[B, 1]``: one level."""
         seen = self.encoded(x)
-        p = self.likelihood(self.decoder(self.posterior(seen).rsample()), seen.x)
-        q = self.charged(seen)
-        return self._terms(p, seen.x, kl_divergence(q, standard(q.mean))[:, None])
+        q = self.posterior(seen)
+        p = self.likelihood(self.decoder(q.rsample()), seen.x)
+        log_likelihood, q = p.log_prob(seen.x), self.charged(seen, q)
+        return self._terms(log_likelihood, kl_divergence(q, standard(q.mean))[:, None], seen.x)
 
     def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
         """log p(x, z) - log q(z|x) for one sample of z at a time, each ``[B]``; the encoder runs once."""

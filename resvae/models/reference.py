@@ -126,9 +126,9 @@ class ReferenceVAE(OneLatentVAE):
         mean, log_variance = self.encoded(x).features
         return gaussian(mean, (log_variance if self.compat else 0.5 * log_variance).exp())
 
-    def charged(self, x: Tensor | Encoded) -> Independent:
+    def charged(self, x: Encoded, q: Independent) -> Independent:
         """The distribution of the KL, which takes exp(log-variance) for the variance; see ``compat``."""
-        mean, log_variance = self.encoded(x).features
+        mean, log_variance = x.features
         return gaussian(mean, (0.5 * log_variance).exp())
 
     def penalty(self) -> Tensor:
