@@ -84,10 +84,10 @@ class ActiveUnits:
 class Bounds(Measure):
     """Log-probabilities in nats per image, averaged over the images, and active units."""
 
-    def __init__(self, asked: Asked) -> None:
-        at_least(1, num_samples=asked.num_samples, iw_images=asked.iw_images)
-        self._ks = powers_of_ten(asked.num_samples)
-        self._left = sys.maxsize if asked.iw_images is None else asked.iw_images
+    def __init__(self, num_samples: int = 1, iw_images: int | None = None) -> None:
+        at_least(1, num_samples=num_samples, iw_images=iw_images)
+        self._ks = powers_of_ten(num_samples)
+        self._left = sys.maxsize if iw_images is None else iw_images
         self._terms: list[ElboTerms] = []
         self._bounds: list[Tensor] = []
         self._active = ActiveUnits()
@@ -96,7 +96,7 @@ class Bounds(Measure):
     def update(self, asked: Asked, x: Encoded, y: Tensor | None) -> None:
         self._terms.append(asked.model.elbo(x))
         if self._left > 0:
-            weights = asked.model.log_weights(x.first(self._left), asked.num_samples)
+            weights = asked.model.log_weights(x.first(self._left), self._ks[-1])
             self._bounds.append(bound_curve(weights, self._ks))
             self._left -= len(x)
         self._active.update(asked.model.shift(x))
@@ -110,7 +110,7 @@ class Bounds(Measure):
         curve = tuple(Bound(k, nats, -nats / per_dim if discrete else None) for k, nats in means)
         self._fields = {
             "iw_images": bound.shape[1],  # the first ones
-            "num_samples": asked.num_samples,  # k of the importance-weighted bound
+            "num_samples": self._ks[-1],  # k of the importance-weighted bound
             "elbo": elbo,
             "log_likelihood": _mean(t.log_likelihood for t in terms).item(),
             "kl": kl.sum().item(),

@@ -15,7 +15,7 @@ class Classification(Measure):
 
     field = "classifier"
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self) -> None:
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
 

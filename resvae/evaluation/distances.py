@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resvae.errors import ResvaeError, one_line
+from resvae.errors import ResvaeError, at_least, one_line
 from resvae.evaluation.measure import BATCH, Asked, Measure
 from resvae.isolation import isolated
 
@@ -79,14 +79,18 @@ def distances(
 class GeneratedDistances(Measure):
     """FID and KID of generated images, where a feature network is given."""
 
-    def __init__(self, asked: Asked) -> None:
-        if asked.features is not None:
-            self.generated = asked.num_generated or len(asked.tested()[0])
+    def __init__(self, features: tuple[str, nn.Module] | None, num_generated: int | None) -> None:
+        at_least(2, num_generated=num_generated)
+        self._features, self._num = features, num_generated
         self._found: Distances | None = None
 
+    def begin(self, asked: Asked) -> None:
+        if self._features is not None:
+            self.generated = self._num or len(asked.tested()[0])
+
     def finish(self, asked: Asked, samples: Tensor) -> None:
-        if asked.features is not None:
-            name, network = asked.features
+        if self._features is not None:
+            name, network = self._features
             real = (x.to(asked.device) for x in asked.track(asked.tested()[0].split(BATCH), "features"))
             made = (x.to(asked.device) for x in samples[: self.generated].split(BATCH))
             self._found = distances(network, real, made, name, asked.seed)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resvae.data import ImageSets, Split
 from resvae.errors import ResvaeError
@@ -18,7 +18,7 @@ Picture = Tensor | Callable[[Any], None]  # [3, H, W] in [0, 1], or what draws o
 
 @dataclass(frozen=True)
 class Asked:
-    """What is measured, and what ``evaluate`` was asked for; its arguments have the same names."""
+    """What is measured; the arguments of ``evaluate`` have the same names."""
 
     model: Any
     device: torch.device
@@ -26,13 +26,6 @@ class Asked:
     split: Split
     num: int | None
     seed: int
-    num_samples: int
-    iw_images: int | None
-    features: tuple[str, nn.Module] | None
-    num_generated: int | None
-    probe_images: int | None
-    neighbours: bool
-    pictures: bool
     track: Callable[[Iterable[Any], str], Iterable[Any]]
 
     def tested(self) -> tuple[Tensor, Tensor]:
@@ -51,7 +44,7 @@ class Asked:
 
 
 class Measure(ABC):
-    """One part of a report. A new one is a subclass in a file of its own, and a line in ``report.MEASURES``.
+    """One part of a report. A new one is a subclass in a file of its own, and a line in ``evaluate``.
 
     A measure that was not asked for stays in the report, without rows, and its fields are None.
     """
@@ -59,8 +52,8 @@ class Measure(ABC):
     field: ClassVar[str] = "vae"  # the kind of model that it is of: ``ImageModel.field``
     generated: int = 0  # how many generated images it wants
 
-    def __init__(self, asked: Asked) -> None:
-        """Refuse here what cannot be measured, before any work."""
+    def begin(self, asked: Asked) -> None:
+        """Refuse what cannot be measured, before any work."""
         return
 
     def update(self, asked: Asked, x: Any, y: Tensor | None) -> None:

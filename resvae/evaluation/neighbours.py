@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resvae.evaluation.grids import image_grid
 from resvae.evaluation.measure import COLUMNS, Asked, Measure, Picture
@@ -97,18 +97,19 @@ def neighbours(
 class NearestImages(Measure):
     """Neighbours in pixels and, where a feature network is given, in its features."""
 
-    def __init__(self, asked: Asked) -> None:
-        if asked.neighbours:
-            asked.train()
-            self.generated = NEAREST
+    def __init__(self, wanted: bool, features: tuple[str, nn.Module] | None) -> None:
+        self.generated = NEAREST if wanted else 0
+        self._spaces = [("pixels", None), *([features] if features else [])] if wanted else []
         self._found: tuple[Neighbours, ...] = ()
         self._pictures: dict[str, Picture] = {}
 
+    def begin(self, asked: Asked) -> None:
+        if self._spaces:
+            asked.train()
+
     def finish(self, asked: Asked, samples: Tensor) -> None:
-        if not asked.neighbours:
-            return
-        ours, theirs = (x[:NEAREST].to(asked.device) for x in (samples, asked.tested()[0]))
-        for space, network in (("pixels", None), *([asked.features] if asked.features else [])):
+        for space, network in self._spaces:
+            ours, theirs = (x[:NEAREST].to(asked.device) for x in (samples, asked.tested()[0]))
             found, rows = neighbours(ours, theirs, asked.train()[0], space, network, ROWS, COLUMNS - 1)
             self._found = (*self._found, found)
             self._pictures[f"sample | its nearest training images ({space})"] = image_grid(rows, COLUMNS)

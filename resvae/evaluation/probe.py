@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resvae.errors import ResvaeError, one_line
+from resvae.errors import ResvaeError, at_least, one_line
 from resvae.evaluation.measure import BATCH, Asked, Measure
 from resvae.isolation import isolated
 from resvae.models import ImageVAE
@@ -117,14 +117,18 @@ def shortened(x: np.ndarray, seed: int) -> np.ndarray:
 class LinearProbe(Measure):
     """What a linear classifier reads, where a number of training images is given."""
 
-    def __init__(self, asked: Asked) -> None:
-        if asked.probe_images is not None:
-            asked.train()
+    def __init__(self, probe_images: int | None) -> None:
+        at_least(1, probe_images=probe_images)
+        self._num = probe_images
         self._found: Probe | None = None
 
+    def begin(self, asked: Asked) -> None:
+        if self._num is not None:
+            asked.train()
+
     def finish(self, asked: Asked, samples: Tensor) -> None:
-        if asked.probe_images is not None:
-            self._found = probe(asked.model, asked.train(asked.probe_images), asked.tested(), asked.seed)
+        if self._num is not None:
+            self._found = probe(asked.model, asked.train(self._num), asked.tested(), asked.seed)
 
     def fields(self) -> dict[str, Any]:
         return {"probe": self._found}

@@ -16,7 +16,7 @@ SHOWN = 32
 class Reconstruction(Measure):
     """PSNR in decibels, SSIM where the images have 6 pixels or more on each side."""
 
-    def __init__(self, asked: Asked) -> None:
+    def begin(self, asked: Asked) -> None:
         from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
         psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3))

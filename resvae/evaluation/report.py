@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -22,16 +22,6 @@ from resvae.evaluation.samples import Samples, generate
 from resvae.isolation import isolated
 from resvae.models import ImageModel
 from resvae.provenance import origin
-
-MEASURES: tuple[type[Measure], ...] = (  # in the order of the table and of the page
-    Bounds,
-    Samples,
-    Reconstruction,
-    GeneratedDistances,
-    LinearProbe,
-    NearestImages,
-    Classification,
-)
 
 
 @dataclass(frozen=True)
@@ -118,6 +108,7 @@ def evaluate(
     probe_images: int | None = None,
     neighbours: bool = False,
     pictures: bool = False,
+    more: Sequence[Measure] = (),
     source: str | None = None,
     track: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, what: items,
 ) -> Report:
@@ -136,6 +127,7 @@ def evaluate(
         probe_images: training images of the linear probe, at most. Default: no probe.
         neighbours: whether to look for the training images nearest to samples.
         pictures: whether to generate samples for a picture.
+        more: measures of your own.
         source: where the weights come from, for the record.
         track: wraps long work, of the name given, to show its progress.
 
@@ -143,14 +135,24 @@ def evaluate(
         ResvaeError: no images, a number under 1, labels that are not the classifier's, a probe or neighbours of the
             training images themselves.
     """
-    at_least(1, num=num, probe_images=probe_images)
-    at_least(2, num_generated=num_generated)
+    at_least(1, num=num)
     start = time.perf_counter()
     sets = images if isinstance(images, ImageSets) else None
     device = next(model.parameters()).device
-    bounds, extras = (num_samples, iw_images), (features, num_generated, probe_images, neighbours, pictures)
-    asked = Asked(model, device, sets, split, num, seed, *bounds, *extras, track)
-    measures = tuple(kind(asked) for kind in MEASURES if kind.field == model.field)
+    asked = Asked(model, device, sets, split, num, seed, track)
+    every = (  # in the order of the table and of the page
+        Bounds(num_samples, iw_images),
+        Samples(pictures),
+        Reconstruction(),
+        GeneratedDistances(features, num_generated),
+        LinearProbe(probe_images),
+        NearestImages(neighbours, features),
+        Classification(),
+        *more,
+    )
+    measures = tuple(measure for measure in every if measure.field == model.field)
+    for measure in measures:
+        measure.begin(asked)
     batches = images if sets is None else list(zip(*(part.split(BATCH) for part in asked.tested()), strict=True))
     total = 0
     with isolated(model, seed):

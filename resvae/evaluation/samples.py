@@ -27,17 +27,16 @@ def generate(vae: ImageVAE, num: int, seed: int = 0, batch_size: int = BATCH) ->
 class Samples(Measure):
     """No figures: a picture of the first samples."""
 
-    def __init__(self, asked: Asked) -> None:
-        self.generated = SHOWN if asked.pictures else 0
-        self._shown: Tensor | None = None
+    def __init__(self, pictures: bool) -> None:
+        self.generated = SHOWN if pictures else 0
 
     def finish(self, asked: Asked, samples: Tensor) -> None:
-        self._shown = samples[: self.generated] if self.generated else None
+        self._shown = samples[: self.generated]
 
     def fields(self) -> dict[str, Any]:
         return {}
 
     def pictures(self) -> dict[str, Picture]:
-        if self._shown is None:
+        if not self.generated:
             return {}
         return {"samples, the mean of p(x|z)": image_grid(self._shown / 255, COLUMNS)}

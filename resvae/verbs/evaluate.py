@@ -54,6 +54,7 @@ def evaluate(
         features=network,
         probe_images=probe_images if probe else None,
         pictures=out is not None,
+        more=(),
         source=model,
         track=progress,
         **measure,
