@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resvae.data import ImageDataModule
-    from resvae.models import VAE, HierarchicalVAE, ImageVAE, ReferenceVAE, ResNetClassifier
+    from resvae.models import VAE, HierarchicalVAE, ImageModel, ImageVAE, ReferenceVAE, ResNetClassifier, register
     from resvae.networks import (
         BlockConfig,
         Highway,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Where each name lives; it is imported when it is first used, so that a name costs only what it needs.
 _ROOMS = {
-    "models": ("VAE", "HierarchicalVAE", "ImageVAE", "ReferenceVAE", "ResNetClassifier"),
+    "models": ("VAE", "HierarchicalVAE", "ImageModel", "ImageVAE", "ReferenceVAE", "ResNetClassifier", "register"),
     "networks": (
         "BlockConfig",
         "Highway",
@@ -40,6 +40,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "HierarchicalVAE",
     "Highway",
     "ImageDataModule",
+    "ImageModel",
     "ImageVAE",
     "LitClassifier",
     "LitVAE",
@@ -51,6 +52,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "ResidualGRUCell",
     "ShortcutGate",
     "load",
+    "register",
     "save",
 ]
 

@@ -1,10 +1,11 @@
 """Models on disk: folders of safetensors and JSON, checkpoints, shipped weights. Nothing pickled ever runs."""
 
+import inspect
 import json
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -13,38 +14,49 @@ from torch import Tensor, nn
 
 from resvae.errors import ResvaeError, one_line
 from resvae.files import write_atomically
-from resvae.models import VAE, HierarchicalVAE, ImageVAE, ReferenceVAE, ResNetClassifier
+from resvae.models import MODELS, ImageModel, ImageVAE
+from resvae.models.registry import registered
 from resvae.networks import BlockConfig
 from resvae.runs.folder import SHIPPED, best_checkpoint
 
-MODELS: dict[str, type[nn.Module]] = {
-    model.__name__: model for model in (VAE, HierarchicalVAE, ReferenceVAE, ResNetClassifier)
-}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+Kind = TypeVar("Kind", bound=ImageModel)
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """The model's class and constructor arguments, as JSON can hold them."""
-    if type(model).__name__ not in MODELS:
-        raise ResvaeError(f"model: {type(model).__name__} cannot be saved; one of {', '.join(MODELS)} can")
+    name = type(model).__name__
+    if not isinstance(model, ImageModel) or not registered(model):
+        raise ResvaeError(f"model: {name} cannot be saved; one of {', '.join(MODELS)} can (see resvae.models.register)")
     if model.arguments is None:
         raise ResvaeError(
-            f"model: a {type(model).__name__} around a given encoder cannot be saved, for its encoder's arguments are"
-            " not known; save its state_dict"
+            f"model: this {name} cannot be saved: it does not know its constructor's arguments (a classifier around a"
+            " given encoder does not); save its state_dict"
         )
-    return {"model": type(model).__name__, "arguments": model.arguments}
+    try:
+        inspect.signature(type(model)).bind(**model.arguments)
+    except TypeError as error:
+        raise ResvaeError(
+            f"model: {name} cannot be saved: its `arguments` are not its constructor's: {error}"
+        ) from error
+    return {"model": name, "arguments": model.arguments}
 
 
-def build(description: dict[str, Any], where: str = "description") -> nn.Module:
+def build(description: dict[str, Any], where: str = "description") -> ImageModel:
     """A new model from what ``describe`` returned; ``where`` names its source in error messages."""
     match description:
         case {"model": str(name), "arguments": dict(given)} if name in MODELS:
             arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         case _:
             name = description.get("model") if isinstance(description, dict) else description
-            raise ResvaeError(f"{where}: model {name!r} is not known; one of {', '.join(MODELS)}")
+            raise ResvaeError(
+                f"{where}: model {name!r} is not known; one of {', '.join(MODELS)}, or import the module that registers"
+                " it first (on the command line: RESVAE_IMPORT=my_module)"
+            )
     try:
-        if "block" in arguments:
+        if isinstance(arguments.get("block"), dict):
             arguments["block"] = BlockConfig(**arguments["block"])
         return MODELS[name](**arguments)
     except TypeError as error:
@@ -55,18 +67,21 @@ def save(model: nn.Module, folder: str | Path, dtype: torch.dtype | None = None)
     """Write a model to ``folder``: ``config.json`` and ``model.safetensors``, each replaced whole or not at all.
 
     Args:
-        model, folder: what, and where.
-        dtype: of the real numbers on disk (float16 is half as large); the model's own unless told.
+        model: what is saved.
+        folder: where; it is made where it is missing.
+        dtype: of the real numbers on disk (float16 is half as large). Default: the model's own.
 
     Returns:
         The folder. Raises ``ResvaeError`` for a model whose arguments JSON cannot hold (a merge given as a function),
         and where the folder cannot be written; what was there before stays.
     """
     folder = Path(folder)
-    try:
-        config = json.dumps(describe(model), indent=2)
-    except TypeError as error:
-        raise ResvaeError(f"model: {type(model).__name__} cannot be saved as JSON: {error}") from error
+
+    def refuse(value: Any) -> Any:
+        hint = f"; @resvae.models.register gives {value.__name__} a name" if isinstance(value, type) else ""
+        raise ResvaeError(f"model: {type(model).__name__} cannot be saved as JSON: not its argument {value!r}{hint}")
+
+    config = json.dumps(describe(model), indent=2, default=refuse)
     # safetensors keeps no shared memory and no strides: contiguous copies on the CPU.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     if dtype is not None:
@@ -107,12 +122,18 @@ def load(source: str | Path) -> Any:
     )
 
 
+def load_as(source: str | Path, kind: type[Kind], field: str = "model") -> Kind:
+    """``load`` a model of one kind, to the GPU where there is one; ``ResvaeError`` names ``field`` for another kind."""
+    model = load(source)
+    if not isinstance(model, kind):
+        wanted = kind.__name__.removeprefix("Image")
+        raise ResvaeError(f"{field}: {source} is a {type(model).__name__}, not a {wanted}")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_vae(source: str | Path) -> ImageVAE:
-    """``load`` for what samples and scores: on the GPU where there is one; ``ResvaeError`` for a classifier, too."""
-    vae = load(source)
-    if not isinstance(vae, ImageVAE):
-        raise ResvaeError(f"model: {source} is a {type(vae).__name__}, not a VAE")
-    return vae.to("cuda" if torch.cuda.is_available() else "cpu")
+    """``load_as`` for what samples and reconstructs."""
+    return load_as(source, ImageVAE)
 
 
 def shipped() -> list[str]:
@@ -140,19 +161,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _load_checkpoint(path: Path) -> nn.Module:
+def _load_checkpoint(path: Path) -> ImageModel:
     if path.suffix == ".safetensors":
         raise ResvaeError(f"model: {path} alone does not tell the model; give its folder, with {CONFIG}")
     checkpoint = read_checkpoint(path)
     if "resvae" not in checkpoint or "state_dict" not in checkpoint:
         raise ResvaeError(f"checkpoint: {path} was not written by resvae: it does not tell which model it holds")
     model = build(checkpoint["resvae"], str(path))
-    prefix = "classifier." if isinstance(model, ResNetClassifier) else "vae."
+    prefix = f"{model.field}."
     state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     return _fill(model, state, str(path))
 
 
-def _load_folder(folder: Path) -> nn.Module:
+def _load_folder(folder: Path) -> ImageModel:
     try:
         description = json.loads((folder / CONFIG).read_text())
         state = load_file(folder / WEIGHTS)
@@ -165,7 +186,7 @@ def _load_folder(folder: Path) -> nn.Module:
     return _fill(build(description, str(folder / CONFIG)), state, str(folder))
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], where: str) -> nn.Module:
+def _fill(model: ImageModel, state: dict[str, Tensor], where: str) -> ImageModel:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -1,29 +1,27 @@
-"""Measuring models and drawing what they make."""
+"""Measuring models and drawing what they make. torchmetrics and scikit-learn are imported where they are used."""
 
-from resvae.evaluation.classification import Classification, check_labels, classify
-from resvae.evaluation.distances import Distances, distances, feature_network, generate
-from resvae.evaluation.full import full_report
+from resvae.evaluation.bounds import ActiveUnits
+from resvae.evaluation.distances import Distances, distances, feature_network
 from resvae.evaluation.grids import beside, image_grid, save_grid
-from resvae.evaluation.metrics import ActiveUnits
+from resvae.evaluation.measure import Asked, Measure
 from resvae.evaluation.neighbours import Neighbours, nearest, neighbours
 from resvae.evaluation.page import write_report
 from resvae.evaluation.probe import Probe, linear_probe, probe
 from resvae.evaluation.report import Report, evaluate
+from resvae.evaluation.samples import generate
 
 __all__ = [
     "ActiveUnits",
-    "Classification",
+    "Asked",
     "Distances",
+    "Measure",
     "Neighbours",
     "Probe",
     "Report",
     "beside",
-    "check_labels",
-    "classify",
     "distances",
     "evaluate",
     "feature_network",
-    "full_report",
     "generate",
     "image_grid",
     "linear_probe",

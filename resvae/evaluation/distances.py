@@ -1,19 +1,17 @@
-"""Fréchet and kernel distances between real and generated images, in the features of a network of one's choice."""
+"""Fréchet and kernel distances between real and generated images, in the features of a network of your choice."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least, one_line
+from resvae.evaluation.measure import BATCH, Asked, Measure
 from resvae.isolation import isolated
-from resvae.models import ImageVAE, ResNetClassifier
 
 KID_SUBSET = 1000
 GENERATED = "the mean of p(x|z) at temperature 1, rounded to uint8"
@@ -42,12 +40,15 @@ def distances(
     Args:
         features: images to vectors ``[B, F]``, on the images' device.
         real, generated: batches of images as ``features`` takes them.
-        name: of the network; it stands beside the figures.
+        name: of the network, for the record.
         seed: of KID's subsets.
 
     Raises:
         ResvaeError: fewer than two images in either set.
     """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     with isolated(features, seed):
         a, b = (torch.cat([features(x) for x in batches]) for batches in (real, generated))
         subset = min(KID_SUBSET, len(a), len(b))
@@ -75,20 +76,53 @@ def distances(
         )
 
 
-def generate(vae: ImageVAE, num: int, seed: int = 0, batch_size: int = 250) -> Iterator[Tensor]:
-    """Batches of samples at temperature 1, uint8 ``[B, C, H, W]``: means of p(x|z), rounded to the 256 values."""
-    seeds = torch.Generator().manual_seed(seed)
-    for start in range(0, num, batch_size):
-        # A stream a batch: nothing of it is left between two batches, where the caller draws its own numbers.
-        with isolated(vae, int(torch.randint(2**62, (), generator=seeds))):
-            x = (255 * vae.sample(min(batch_size, num - start))).round().to(torch.uint8)
-        yield x
+class GeneratedDistances(Measure):
+    """FID and KID of generated images, where a feature network is given."""
+
+    def __init__(self, features: tuple[str, nn.Module] | None, num_generated: int | None) -> None:
+        at_least(2, num_generated=num_generated)
+        self._features, self._num = features, num_generated
+        self._found: Distances | None = None
+
+    def begin(self, asked: Asked) -> None:
+        if self._features is not None:
+            self.generated = self._num or len(asked.tested()[0])
+
+    def finish(self, asked: Asked, samples: Tensor) -> None:
+        if self._features is not None:
+            name, network = self._features
+            real = (x.to(asked.device) for x in asked.track(asked.tested()[0].split(BATCH), "features"))
+            made = (x.to(asked.device) for x in samples[: self.generated].split(BATCH))
+            self._found = distances(network, real, made, name, asked.seed)
+
+    def fields(self) -> dict[str, Any]:
+        return {"distances": self._found}
+
+    def rows(self) -> list[tuple[str, str]]:
+        if (d := self._found) is None:
+            return []
+        deviation = "" if d.kid_deviation is None else f" ± {d.kid_deviation:.2g}"
+        figures = {"FID": f"{d.fid:.2f}", "KID": f"{d.kid:.4g}{deviation}"}
+        return [(f"{name} (features: {d.features})", figure) for name, figure in figures.items()]
+
+    def headlines(self) -> tuple[str, ...]:
+        return ("FID",)
+
+    def protocol(self) -> list[str]:
+        if (d := self._found) is None:
+            return []
+        return [
+            f"FID, KID: features: {d.features} ({d.num_features}), {d.real:,} real and {d.generated:,} generated "
+            f"images ({d.pixels}); KID over 100 subsets of {d.kid_subset:,}"
+        ]
 
 
 class InceptionFeatures(nn.Module):
     """The 2048 features that published FIDs are made of, from uint8 images of 1 or 3 channels."""
 
     def __init__(self) -> None:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
         super().__init__()
         self.inception = FrechetInceptionDistance().inception
 
@@ -98,10 +132,10 @@ class InceptionFeatures(nn.Module):
 
 
 def feature_network(name: str, image_shape: tuple[int, int, int], load: Callable[[str], Any]) -> nn.Module:
-    """The network of a name: ``inception``, or the penultimate layer of the classifier that ``load(name)`` gives.
+    """The network of a name: ``inception``, or the penultimate layer of the ``ResNetClassifier`` from ``load(name)``.
 
     Raises:
-        ResvaeError: no classifier; images of a shape that it does not take; Inception cannot be had.
+        ResvaeError: images of a shape that it does not take; Inception is not available.
     """
     if name == "inception":
         if image_shape[0] not in (1, 3):
@@ -111,13 +145,11 @@ def feature_network(name: str, image_shape: tuple[int, int, int], load: Callable
         except (ModuleNotFoundError, OSError) as error:
             raise ResvaeError(
                 "features: inception needs the package torch-fidelity and its weights, which are downloaded"
-                f" ({' '.join(str(error).split())}); or name a trained ResNetClassifier: --features runs/classifier"
+                f" ({one_line(error)}); or name a trained ResNetClassifier: --features runs/classifier"
             ) from error
     classifier = load(name)
-    if not isinstance(classifier, ResNetClassifier):
-        raise ResvaeError(f"features: {name} is a {type(classifier).__name__}, not a ResNetClassifier")
-    if classifier.encoder.image_shape != image_shape:
-        raise ResvaeError(f"features: {name} takes images {classifier.encoder.image_shape}; these are {image_shape}")
+    if classifier.image_shape != image_shape:
+        raise ResvaeError(f"features: {name} takes images {classifier.image_shape}; these are {image_shape}")
     features = deepcopy(classifier)
     features.set_submodule("classifier", nn.Identity())  # what its linear layer sees: the last map's mean, [B, K]
     return features.eval()

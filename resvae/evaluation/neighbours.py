@@ -1,10 +1,17 @@
-"""Does a model copy? Samples beside the training images nearest to them."""
+"""Whether a model copies: samples beside the training images nearest to them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from resvae.evaluation.grids import image_grid
+from resvae.evaluation.measure import COLUMNS, Asked, Measure, Picture
+
+NEAREST = 1000  # samples, and test images, whose nearest training image is sought
+ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ def nearest(
     Args:
         queries, bank: images ``[Q, C, H, W]`` and ``[N, C, H, W]``, uint8; distances are taken on the queries' device,
             a chunk of the bank at a time.
-        embed: images to vectors ``[B, F]``, on the same device; the pixels in [0, 1] themselves unless told.
+        embed: images to vectors ``[B, F]``, on the same device; default: the pixels in [0, 1] themselves.
 
     Returns:
         L2 distances, float64, and indices into the bank: each ``[Q, num]``, on the CPU.
@@ -64,7 +71,10 @@ def neighbours(
 
     Args:
         samples, test, train: uint8 ``[N, C, H, W]``; ``samples`` and ``test`` on the device to compute on.
-        space: its name in the report. embed: images to vectors; pixels unless told.
+        space: its name in the report.
+        embed: images to vectors; default: pixels.
+        shown: how many samples are returned as pictures.
+        num: how many neighbours of each.
 
     Returns:
         The medians, and for ``image_grid`` the first ``shown`` samples, each before its ``num`` nearest training
@@ -82,3 +92,44 @@ def neighbours(
         test_median=theirs.median().item(),
     )
     return result, rows.flatten(0, 1) / 255
+
+
+class NearestImages(Measure):
+    """Neighbours in pixels and, where a feature network is given, in its features."""
+
+    def __init__(self, wanted: bool, features: tuple[str, nn.Module] | None) -> None:
+        self.generated = NEAREST if wanted else 0
+        self._spaces = [("pixels", None), *([features] if features else [])] if wanted else []
+        self._found: tuple[Neighbours, ...] = ()
+        self._pictures: dict[str, Picture] = {}
+
+    def begin(self, asked: Asked) -> None:
+        if self._spaces:
+            asked.train()
+
+    def finish(self, asked: Asked, samples: Tensor) -> None:
+        for space, network in self._spaces:
+            ours, theirs = (x[:NEAREST].to(asked.device) for x in (samples, asked.tested()[0]))
+            found, rows = neighbours(ours, theirs, asked.train()[0], space, network, ROWS, COLUMNS - 1)
+            self._found = (*self._found, found)
+            self._pictures[f"sample | its nearest training images ({space})"] = image_grid(rows, COLUMNS)
+
+    def fields(self) -> dict[str, Any]:
+        return {"neighbours": self._found}
+
+    def rows(self) -> list[tuple[str, str]]:
+        rows = []
+        for n in self._found:
+            rows.append((f"nearest training image of a sample, median L2 ({n.space})", f"{n.samples_median:.4g}"))
+            rows.append((f"nearest training image of a test image ({n.space})", f"{n.test_median:.4g}"))
+        return rows
+
+    def protocol(self) -> list[str]:
+        return [
+            f"nearest neighbours in {n.space}: {n.samples:,} samples and the first {n.test_images:,} images against "
+            f"{n.train_images:,} training images"
+            for n in self._found
+        ]
+
+    def pictures(self) -> dict[str, Picture]:
+        return self._pictures

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resvae.errors import ResvaeError, one_line
+from resvae.errors import ResvaeError, at_least, one_line
+from resvae.evaluation.measure import BATCH, Asked, Measure
 from resvae.isolation import isolated
 from resvae.models import ImageVAE
 from resvae.networks import ResNetEncoder
 
-LIMIT = 4096  # dimensions; longer vectors are projected at random to so many
+LIMIT = 4096  # dimensions; longer vectors are projected at random to this many
 STRENGTHS = (1e-4, 1e-2, 1.0)  # C of the regression: a long vector needs less than a short one
 
 
@@ -36,7 +37,7 @@ class Probe:
 
 
 def probe(
-    vae: ImageVAE, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seed: int = 0, batch_size: int = 250
+    vae: ImageVAE, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seed: int = 0, batch_size: int = BATCH
 ) -> Probe:
     """Train a linear classifier on each of a model's representations, and on the raw pixels.
 
@@ -54,8 +55,8 @@ def probe(
         raise ResvaeError("probe: all training images have one label; a data set with labels is needed")
     features: list[dict[str, np.ndarray]] = []
     for images in (x, test_x):
-        batches = [_representations(vae, part, seed) for part in images.split(batch_size)]
-        features.append({name: _short(torch.cat([h[name] for h in batches]).numpy(), seed) for name in batches[0]})
+        batches = [representations(vae, part, seed) for part in images.split(batch_size)]
+        features.append({name: shortened(torch.cat([h[name] for h in batches]).numpy(), seed) for name in batches[0]})
     scores = [
         ProbeScore(name, h.shape[1], linear_probe(h, labels, features[1][name], test_labels, seed))
         for name, h in features[0].items()
@@ -80,12 +81,12 @@ def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_l
     return float(search.score(test, test_labels))
 
 
-def _representations(vae: ImageVAE, x: Tensor, seed: int) -> dict[str, Tensor]:
-    """Name -> ``[B, F]`` on the CPU. Hooks read the maps: the model scales and feeds its encoder in its own way."""
+def representations(vae: ImageVAE, x: Tensor, seed: int) -> dict[str, Tensor]:
+    """Representations of images by their names, each ``[B, F]``, on the CPU."""
     encoder = next((module for module in vae.modules() if isinstance(module, ResNetEncoder)), None)
     if encoder is None:
         raise ResvaeError(f"probe: {type(vae).__name__} has no ResNetEncoder to read feature maps from")
-    maps: list[Tensor] = []
+    maps: list[Tensor] = []  # read by hooks: the model scales and feeds its encoder in its own way
     stages = [*list(encoder.stages)[:-1], encoder.final]
     hooks = [stage.register_forward_hook(lambda *given: maps.append(given[2].mean((2, 3)))) for stage in stages]
     try:
@@ -103,11 +104,46 @@ def _representations(vae: ImageVAE, x: Tensor, seed: int) -> dict[str, Tensor]:
     return {name: h.float().cpu() for name, h in found.items()}
 
 
-def _short(x: np.ndarray, seed: int) -> np.ndarray:
-    """``[N, F]``; over ``LIMIT`` numbers a row, a sparse random projection (Li 2006), which all but keeps distances."""
+def shortened(x: np.ndarray, seed: int) -> np.ndarray:
+    """``[N, F]``; of more than ``LIMIT`` columns, a sparse random projection (Li 2006) that nearly keeps distances."""
     from sklearn.random_projection import SparseRandomProjection
 
     components: Any = LIMIT  # scikit-learn's own annotation knows its default only, a string
     if x.shape[1] <= LIMIT:
         return x
     return SparseRandomProjection(components, dense_output=True, random_state=seed).fit_transform(x)
+
+
+class LinearProbe(Measure):
+    """What a linear classifier reads, where a number of training images is given."""
+
+    def __init__(self, probe_images: int | None) -> None:
+        at_least(1, probe_images=probe_images)
+        self._num = probe_images
+        self._found: Probe | None = None
+
+    def begin(self, asked: Asked) -> None:
+        if self._num is not None:
+            asked.train()
+
+    def finish(self, asked: Asked, samples: Tensor) -> None:
+        if self._num is not None:
+            self._found = probe(asked.model, asked.train(self._num), asked.tested(), asked.seed)
+
+    def fields(self) -> dict[str, Any]:
+        return {"probe": self._found}
+
+    def rows(self) -> list[tuple[str, str]]:
+        return [
+            (f"linear probe, {score.representation} ({score.dimensions:,})", f"{100 * score.accuracy:.1f} %")
+            for score in (self._found.scores if self._found else ())
+        ]
+
+    def protocol(self) -> list[str]:
+        if (p := self._found) is None:
+            return []
+        return [
+            f"linear probe: logistic regression on standardised features, {p.classes} classes, trained on "
+            f"{p.train_images:,} training images, C chosen on a fifth of them, tested on {p.test_images:,} images; "
+            f"in brackets the dimensions (over {LIMIT:,}: projected at random to this many)"
+        ]

@@ -1,217 +1,185 @@
-"""One report on one model: the bound, its parts, and how well it reconstructs, with the protocol that gave them."""
+"""One report on one model: what was measured, and the protocol that gave it."""
 
 import json
-import math
-import sys
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torch import Tensor, nn
 
+from resvae.data import ImageSets, Split
 from resvae.errors import ResvaeError, at_least
-from resvae.evaluation.distances import Distances
-from resvae.evaluation.metrics import ActiveUnits, Bound, bound_curve, powers_of_ten
-from resvae.evaluation.neighbours import Neighbours
-from resvae.evaluation.probe import LIMIT, Probe
+from resvae.evaluation.bounds import Bounds
+from resvae.evaluation.classification import Classification
+from resvae.evaluation.distances import GeneratedDistances
+from resvae.evaluation.measure import BATCH, Asked, Measure, Picture
+from resvae.evaluation.neighbours import NearestImages
+from resvae.evaluation.probe import LinearProbe
+from resvae.evaluation.reconstruction import Reconstruction
+from resvae.evaluation.samples import Samples, generate
 from resvae.isolation import isolated
-from resvae.models import ImageVAE
-from resvae.models.images import to_unit
-from resvae.probability import ElboTerms
+from resvae.models import ImageModel
 from resvae.provenance import origin
-
-SSIM_SMALLEST = 6  # pixels: the window of 11 is mirrored by 5 at the edges
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, and how. Log-probabilities are nats an image, averaged over the images."""
+    """What was measured, and how. The figures of all measures are attributes, by their names in ``report.json``."""
 
     model: str
-    arguments: dict[str, Any]  # the constructor's
+    arguments: dict[str, Any] | None  # the constructor's, where the model knows them
     source: str | None  # of the weights: a run, a file or a name
     parameters: int
     data: str | None
     split: str | None
     images: int
-    iw_images: int  # the first so many, of the importance-weighted bounds
     seed: int
-    num_samples: int  # k of the importance-weighted bound
-    elbo: float
-    log_likelihood: float
-    kl: float
-    kl_levels: tuple[float, ...]
-    importance_weighted: float  # the bound with k samples
-    importance_curve: tuple[Bound, ...]  # with 1, 10, 100, ... k of the same samples
-    bits_per_dim: float | None  # of the ELBO; None where the likelihood is no probability of the 256 values
-    bits_per_dim_importance_weighted: float | None
-    loss_over_floor: float | None  # -elbo over the entropy of real-valued targets (Bernoulli)
-    active_units: int | None  # latents whose posterior mean, less the prior's, varies by more than .01 (Burda 2016)
-    latents: int
-    psnr: float  # decibels, of reconstructions
-    ssim: float | None  # None for images of under 6 pixels
     seconds: float  # of everything in the report
     hardware: str
     torch: str
     resvae: str
     commit: str | None  # of the checkout that the package lies in
-    distances: Distances | None = None
-    probe: Probe | None = None
-    neighbours: tuple[Neighbours, ...] = ()
+    measures: tuple[Measure, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        """A figure by its name: ``report.elbo``."""
+        for measure in self.__dict__.get("measures", ()):
+            if name in (found := measure.fields()):
+                return found[name]
+        raise AttributeError(f"the report has no {name}")
+
+    def figures(self) -> dict[str, Any]:
+        """The fields of all measures by their names."""
+        return {name: value for measure in self.measures for name, value in measure.fields().items()}
 
     def json(self) -> str:
         """All fields, indented."""
-        return json.dumps(asdict(self), indent=2)
+        head = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "measures"}
+        return json.dumps(head | self.figures(), indent=2, default=asdict)
 
     def title(self) -> str:
         """The model and the images in a line."""
         images = " ".join(part for part in (f"{self.images:,}", self.data, self.split, "images") if part)
         return f"{self.model}, {self.parameters:,} parameters, {images}, seed {self.seed}"
 
+    def weights(self) -> str:
+        """Where the weights come from, in a line."""
+        return f"weights: {self.source or 'given in memory'}"
+
     def rows(self) -> list[tuple[str, str]]:
         """What was measured, and the figure, as a person reads them."""
-        part = f", first {self.iw_images:,} images" if self.iw_images < self.images else ""
-        curve = self.importance_curve
-        rows: list[tuple[str, Any, str]] = [  # what, figure, format
-            ("ELBO, nats", self.elbo, ".2f"),
-            ("log-likelihood, nats", self.log_likelihood, ".2f"),
-            ("KL, nats", self.kl, ".2f"),
-            *((f"IW-{bound.k} bound, nats{part}", bound.nats, ".2f") for bound in curve),
-            ("bits/dim (ELBO)", self.bits_per_dim, ".4f"),
-            *((f"bits/dim (IW-{bound.k}){part}", bound.bits_per_dim, ".4f") for bound in curve),
-            ("nats over the floor", self.loss_over_floor, ".2f"),
-            ("active units", None if self.active_units is None else f"{self.active_units} of {self.latents}", ""),
-            ("PSNR, dB", self.psnr, ".2f"),
-            ("SSIM", self.ssim, ".4f"),
-        ]
-        if (d := self.distances) is not None:
-            deviation = "" if d.kid_deviation is None else f" ± {d.kid_deviation:.2g}"
-            rows.append((f"FID (features: {d.features})", d.fid, ".2f"))
-            rows.append((f"KID (features: {d.features})", f"{d.kid:.4g}{deviation}", ""))
-        for score in self.probe.scores if self.probe else ():
-            name = f"linear probe, {score.representation} ({score.dimensions:,})"
-            rows.append((name, f"{100 * score.accuracy:.1f} %", ""))
-        for n in self.neighbours:
-            rows.append((f"nearest training image of a sample, median L2 ({n.space})", n.samples_median, ".4g"))
-            rows.append((f"nearest training image of a test image ({n.space})", n.test_median, ".4g"))
-        return [(name, f"{figure:{form}}") for name, figure, form in rows if figure is not None]
+        return [row for measure in self.measures for row in measure.rows()]
+
+    def headlines(self) -> list[tuple[str, str]]:
+        """The few rows that say most."""
+        return [row for measure in self.measures for row in measure.rows() if row[0].startswith(measure.headlines())]
+
+    def pictures(self) -> dict[str, Picture]:
+        """The pictures of all measures by their titles."""
+        return {title: picture for measure in self.measures for title, picture in measure.pictures().items()}
 
     def table(self) -> str:
-        """A Markdown table, a figure a row."""
+        """A Markdown table, one row per figure."""
         rows = [f"| {name} | {figure} |" for name, figure in self.rows()]
         return "\n".join([f"| {self.title()} | |", "|-|-|", *rows])
 
     def protocol(self) -> str:
         """How the figures were obtained: a Markdown list."""
-        lines = [f"weights: {self.source or 'given in memory'}"]
-        lines += [f"{self.model}: " + ", ".join(f"{name}={value}" for name, value in self.arguments.items())]
-        ks = ", ".join(str(bound.k) for bound in self.importance_curve)
-        lines += [f"importance-weighted bounds: k = {ks}, nested, on the first {self.iw_images:,} images"]
-        if (d := self.distances) is not None:
-            lines += [
-                f"FID, KID: features: {d.features} ({d.num_features}), {d.real:,} real and {d.generated:,} generated "
-                f"images ({d.pixels}); KID over 100 subsets of {d.kid_subset:,}"
-            ]
-        if (p := self.probe) is not None:
-            lines += [
-                f"linear probe: logistic regression on standardised features, {p.classes} classes, trained on "
-                f"{p.train_images:,} training images, C chosen on a fifth of them, tested on {p.test_images:,} images; "
-                f"in brackets the dimensions (over {LIMIT:,}: projected at random to so many)"
-            ]
-        lines += [
-            f"nearest neighbours in {n.space}: {n.samples:,} samples and the first {n.test_images:,} images against "
-            f"{n.train_images:,} training images"
-            for n in self.neighbours
-        ]
+        arguments = ", ".join(f"{name}={value}" for name, value in (self.arguments or {}).items())
+        lines = [line for measure in self.measures for line in measure.protocol()]
         commit = f" at {self.commit}" if self.commit else ""
-        lines += [f"{self.hardware}, torch {self.torch}, resvae {self.resvae}{commit}, {self.seconds:.0f} s"]
-        return "\n".join(f"- {line}" for line in lines)
+        end = f"{self.hardware}, torch {self.torch}, resvae {self.resvae}{commit}, {self.seconds:.0f} s"
+        return "\n".join(f"- {line}" for line in (self.weights(), f"{self.model}: {arguments}", *lines, end))
 
 
 def evaluate(
-    vae: ImageVAE,
-    batches: Iterable[Tensor],
+    model: ImageModel,
+    images: ImageSets | Iterable[Any],
     num_samples: int = 1,
     seed: int = 0,
     iw_images: int | None = None,
     *,
+    split: Split = "test",
+    num: int | None = None,
+    features: tuple[str, nn.Module] | None = None,
+    num_generated: int | None = None,
+    probe_images: int | None = None,
+    neighbours: bool = False,
+    pictures: bool = False,
+    more: Sequence[Measure] = (),
     source: str | None = None,
-    data: str | None = None,
-    split: str | None = None,
+    track: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, what: items,
 ) -> Report:
-    """Measure a model on images.
+    """Measure a model on images. The encoder runs once per batch, and images are generated once.
 
     Args:
-        vae: the model; it is put into eval mode, and back.
-        batches: images ``[B, C, H, W]``, uint8 or float32 in [0, 1].
-        num_samples: the largest k of the importance-weighted bound; 1, 10, 100, ... under it are told too.
-        seed: of the posterior noise; the caller's random stream is left alone.
-        iw_images: how many of them the importance-weighted bound is taken of; all unless told.
-        source, data, split: for the record.
+        model: a VAE or a classifier; it is put into eval mode, and back.
+        images: a data set; or batches, uint8 or float32 in [0, 1], ``[B, C, H, W]``, with or without labels ``[B]``.
+        num_samples: the largest k of the importance-weighted bound; 1, 10, 100, ... below it are reported too.
+        seed: of all noise; the caller's random stream is left alone.
+        iw_images: how many of the images, the first, the importance-weighted bound is taken of. Default: all.
+        split: of the data set: train, val or test.
+        num: how many images of the data set, the first. Default: all.
+        features: the name of a feature network, and the network, for FID, KID and neighbours. Default: none.
+        num_generated: samples for FID and KID. Default: as many as images.
+        probe_images: training images of the linear probe, at most. Default: no probe.
+        neighbours: whether to look for the training images nearest to samples.
+        pictures: whether to generate samples for a picture.
+        more: measures of your own.
+        source: where the weights come from, for the record.
+        track: wraps long work, of the name given, to show its progress.
 
     Raises:
-        ResvaeError: no images, a k or an ``iw_images`` under 1.
+        ResvaeError: no images, a number under 1, labels that are not the classifier's, a probe or neighbours of the
+            training images themselves.
     """
-    at_least(1, num_samples=num_samples, iw_images=iw_images)
+    at_least(1, num=num)
     start = time.perf_counter()
-    active, ks = ActiveUnits(), powers_of_ten(num_samples)
-    terms: list[ElboTerms] = []
-    bounds: list[Tensor] = []
-    left = sys.maxsize if iw_images is None else iw_images
-    with isolated(vae, seed) as device:
-        psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3)).to(device)
-        ssim: Any = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)  # a pair only where contrast is wanted
-        similar = min(vae.image_shape[1:]) >= SSIM_SMALLEST
-        for batch in batches:
-            x = to_unit(batch.to(device), vae.image_shape)
-            terms.append(vae.elbo(x))
-            if left > 0:
-                bounds.append(bound_curve(vae.log_weights(x[:left], num_samples), ks))
-                left -= len(x)
-            reconstruction = vae.reconstruct(x)
-            psnr.update(reconstruction, x)
-            if similar:
-                ssim.update(reconstruction, x)
-            active.update(vae.shift(x))
-    if not terms:
+    sets = images if isinstance(images, ImageSets) else None
+    device = next(model.parameters()).device
+    asked = Asked(model, device, sets, split, num, seed, track)
+    every = (  # in the order of the table and of the page
+        Bounds(num_samples, iw_images),
+        Samples(pictures),
+        Reconstruction(),
+        GeneratedDistances(features, num_generated),
+        LinearProbe(probe_images),
+        NearestImages(neighbours, features),
+        Classification(),
+        *more,
+    )
+    measures = tuple(measure for measure in every if measure.field == model.field)
+    for measure in measures:
+        measure.begin(asked)
+    batches = images if sets is None else list(zip(*(part.split(BATCH) for part in asked.tested()), strict=True))
+    total = 0
+    with isolated(model, seed):
+        for batch in track(batches, "evaluating"):  # pyright: ignore[reportArgumentType]
+            x, y = (batch, None) if isinstance(batch, Tensor) else (part.to(device) for part in batch)
+            x = model.encoded(x.to(device))
+            for measure in measures:
+                measure.update(asked, x, y)
+            total += len(x)
+    if not total:
         raise ResvaeError("images: there are none to evaluate on")
-
-    def mean(values: Iterable[Tensor]) -> Tensor:
-        return torch.cat(list(values)).double().mean(0)
-
-    elbo, kl = mean(t.elbo for t in terms).item(), mean(t.kl for t in terms)
-    floors = [t.floor for t in terms if t.floor is not None]
-    bound = torch.cat(bounds, 1)
-    per_dim = terms[0].num_dims * math.log(2)
-    discrete = terms[0].discrete
-    curve = [Bound(k, b, -b / per_dim if discrete else None) for k, b in zip(ks, bound.mean(1).tolist(), strict=True)]
+    samples = torch.zeros(0)
+    if wanted := max(measure.generated for measure in measures):
+        made = track(generate(model, wanted, seed), "generating")  # pyright: ignore[reportArgumentType]
+        samples = torch.cat([batch.cpu() for batch in made])
+    for measure in measures:
+        measure.finish(asked, samples)
     return Report(
-        model=type(vae).__name__,
-        arguments=vae.arguments,
+        model=type(model).__name__,
+        arguments=model.arguments,
         source=source,
-        parameters=sum(p.numel() for p in vae.parameters()),
-        data=data,
-        split=split,
-        images=sum(len(t.kl) for t in terms),
-        iw_images=bound.shape[1],
+        parameters=sum(p.numel() for p in model.parameters()),
+        data=sets.name if sets else None,
+        split=split if sets else None,
+        images=total,
         seed=seed,
-        num_samples=num_samples,
-        elbo=elbo,
-        log_likelihood=mean(t.log_likelihood for t in terms).item(),
-        kl=kl.sum().item(),
-        kl_levels=tuple(kl.tolist()),
-        importance_weighted=curve[-1].nats,
-        importance_curve=tuple(curve),
-        bits_per_dim=-elbo / per_dim if discrete else None,
-        bits_per_dim_importance_weighted=curve[-1].bits_per_dim,
-        loss_over_floor=-elbo - mean(floors).item() if floors else None,
-        active_units=active.count(),
-        latents=active.latents,
-        psnr=psnr.compute().item(),
-        ssim=ssim.compute().item() if similar else None,
         seconds=time.perf_counter() - start,
+        measures=measures,
         **origin(device),
     )

@@ -1,13 +1,22 @@
 """Models: where networks and probability meet."""
 
-from resvae.models.base import ImageVAE
+from resvae.models.base import Encoded, ImageModel, ImageVAE
 from resvae.models.classifier import ResNetClassifier
 from resvae.models.hierarchical import HierarchicalVAE
+from resvae.models.one_latent import OneLatentVAE
 from resvae.models.reference import ReferenceVAE
+from resvae.models.registry import MODELS, register
 from resvae.models.vae import VAE
 
-__all__ = ["VAE", "HierarchicalVAE", "ImageVAE", "ReferenceVAE", "ResNetClassifier"]
-
-from torch import nn as _nn
-
-ImageModel = _nn.Module
+__all__ = [
+    "MODELS",
+    "VAE",
+    "Encoded",
+    "HierarchicalVAE",
+    "ImageModel",
+    "ImageVAE",
+    "OneLatentVAE",
+    "ReferenceVAE",
+    "ResNetClassifier",
+    "register",
+]

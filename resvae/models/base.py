@@ -1,37 +1,104 @@
-"""The contract that every model keeps: anything written against ``ImageVAE`` works with all of them."""
+"""The contracts that every model keeps: ``ImageModel`` for all of them, ``ImageVAE`` for those with latents."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, is_dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from resvae.errors import ResvaeError, at_least
+from resvae.models.images import to_unit
 from resvae.probability import ElboTerms, Likelihood, importance_bound
+from resvae.probability.likelihoods import name_of
 
 Shape = tuple[int, int, int]
 
 
-class ImageVAE(nn.Module, ABC):
-    """A variational autoencoder of images ``x`` with latents ``z``: q(z|x), p(z), p(x|z).
+class ImageModel(nn.Module, ABC):
+    """A network on images, with figures that say how good it is. The base of VAEs and of classifiers.
 
-    Everything is a plain method on tensors; nothing here knows how it is trained. Images come in as uint8 or as
-    float32 in [0, 1], ``[B, C, H, W]``, and go out as float32 in [0, 1]. Log-probabilities are nats an image.
+    Images come in as uint8 or as float32 in [0, 1], ``[B, C, H, W]``. Nothing here knows how the model is trained.
+    A class of your own can be saved and loaded by name after ``resvae.models.register``.
     """
 
+    field: ClassVar[str]  # its name in configurations (``model.vae``) and in checkpoints (``vae.``)
     image_shape: Shape
-    likelihood: Likelihood
-    arguments: dict[str, Any]  # the constructor's, as JSON can hold them: what `save` writes and `load` reads
+    arguments: dict[str, Any] | None = None  # the constructor's, as JSON can hold them; None: it cannot be saved
 
     @abstractmethod
-    def elbo(self, x: Tensor) -> ElboTerms:
+    def figures(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Figures of each image by their names in the log, each ``[B]`` and differentiable where its kind is.
+
+        ``loss``, in nats, is among them. ``y [B]`` are the labels; a model that needs none ignores them.
+        """
+
+    @property
+    @abstractmethod
+    def deciding(self) -> str:
+        """The name of the figure that decides which weights are best, and that plots show; lower is better."""
+
+    @property
+    def chance(self) -> float | None:
+        """The deciding figure of a model that gives all outcomes equal probability, where this is known."""
+        return None
+
+    def encoded(self, x: Tensor) -> Any:
+        """What ``evaluate`` hands to its measures in place of a batch of images; by default the images themselves."""
+        return x
+
+    def check_labels(self, y: Tensor, data: str | None) -> None:
+        """Raise ``ResvaeError`` where the model cannot use the labels ``y [N]`` of a data set; by default it can."""
+        return
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images and what a model's encoder makes of them. The model's methods take it in place of images.
+
+    Args:
+        x: float32 in [0, 1], ``[B, C, H, W]``.
+        features: what ``encode`` returned: tensors, the batch first, in lists or tuples.
+    """
+
+    x: Tensor
+    features: Any
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def first(self, num: int) -> "Encoded":
+        """The first ``num`` images, or all where there are fewer."""
+
+        def cut(part: Any) -> Any:
+            return part[:num] if isinstance(part, Tensor) else type(part)(map(cut, part))
+
+        return self if num >= len(self) else Encoded(self.x[:num], cut(self.features))
+
+
+class ImageVAE(ImageModel):
+    """A variational autoencoder of images ``x`` with latents ``z``: q(z|x), p(z), p(x|z).
+
+    Everything is a plain method on tensors. Images go out as float32 in [0, 1]. Log-probabilities are in nats per
+    image. Each method that takes images also takes what ``encoded`` returns, and then does not run the encoder.
+    """
+
+    field = "vae"
+    likelihood: Likelihood
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Any:
+        """What the encoder makes of float32 images in [0, 1], ``[B, C, H, W]``: all that ``posterior`` needs."""
+
+    @abstractmethod
+    def elbo(self, x: Tensor | Encoded) -> ElboTerms:
         """The evidence lower bound of each image, from one posterior sample (Kingma & Welling 2014, eq. 3)."""
 
     @abstractmethod
-    def posterior(self, x: Tensor) -> Distribution:
+    def posterior(self, x: Tensor | Encoded) -> Distribution:
         """q(z|x), batch shape ``[B]``."""
 
     @abstractmethod
@@ -40,18 +107,39 @@ class ImageVAE(nn.Module, ABC):
 
     @abstractmethod
     def sample_prior(self, num: int, temperature: float | Sequence[float] = 1.0) -> Tensor:
-        """``[num, D]``: latents from p(z), their scale times ``temperature``, one for all or one a level."""
+        """``[num, D]``: latents from p(z), their scale times ``temperature``: one number, or one per level."""
 
     @abstractmethod
-    def log_weights(self, x: Tensor, num_samples: int) -> Iterator[Tensor]:
+    def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
         """``num_samples`` times log p(x, z) - log q(z|x) with z drawn from q(z|x), each ``[B]``."""
 
+    def encoded(self, x: Tensor | Encoded) -> Encoded:
+        """Checked images with what the encoder makes of them, to be given to several methods."""
+        if isinstance(x, Encoded):
+            return x
+        x = to_unit(x, self.image_shape)
+        return Encoded(x, self.encode(x))
+
+    def figures(self, x: Tensor | Encoded, y: Tensor | None = None) -> dict[str, Tensor]:
+        """The figures of the ELBO's terms; labels are not needed."""
+        return self.elbo(x).figures()
+
+    @property
+    def deciding(self) -> str:
+        """``bits_per_dim`` where the likelihood is a probability of the 256 values, else ``loss``."""
+        return "bits_per_dim" if self.likelihood.discrete else "loss"
+
+    @property
+    def chance(self) -> float | None:
+        """8 bits per dimension: all 256 values are equally probable."""
+        return 8.0 if self.likelihood.discrete else None
+
     def penalty(self) -> Tensor:
-        """What the model adds to the loss besides -elbo (weight penalties), a scalar; nothing unless overridden."""
+        """What the model adds to the loss besides -elbo (weight penalties), a scalar; 0 by default."""
         return next(self.parameters()).new_zeros(())
 
     @torch.no_grad()
-    def log_likelihood(self, x: Tensor, num_samples: int = 100) -> Tensor:
+    def log_likelihood(self, x: Tensor | Encoded, num_samples: int = 100) -> Tensor:
         """The importance-weighted bound log 1/k sum_i w_i on log p(x) (Burda 2016, eq. 8), nats, ``[B]``.
 
         Memory does not grow with ``num_samples``.
@@ -59,63 +147,83 @@ class ImageVAE(nn.Module, ABC):
         at_least(1, num_samples=num_samples)
         return importance_bound(self.log_weights(x, num_samples)).float()
 
+    def prior_images(self, num: int, temperature: float | Sequence[float] = 1.0) -> Distribution:
+        """p(x|z) for ``num`` latents from the prior; a model that decodes as it draws them decodes once."""
+        return self.decode(self.sample_prior(num, temperature))
+
     @torch.no_grad()
     def sample(self, num: int, temperature: float | Sequence[float] = 1.0, pixel_noise: bool = False) -> Tensor:
         """``num`` images from the prior, float32 in [0, 1], ``[num, C, H, W]``.
 
-        The mean of p(x|z) unless ``pixel_noise`` asks for a draw from it.
+        They are the means of p(x|z), or with ``pixel_noise`` draws from it.
         """
         at_least(1, num=num)
-        return self._pixels(self.decode(self.sample_prior(num, temperature)), pixel_noise)
+        return self._pixels(self.prior_images(num, temperature), pixel_noise)
 
-    def shift(self, x: Tensor) -> Tensor:
+    def shift(self, x: Tensor | Encoded) -> Tensor:
         """``[B, D]``: the posterior's mean less the prior's given the latents above: what the image itself decides."""
         return self.posterior(x).mean
 
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean of p(x|z) at the posterior's mean, float32 in [0, 1], ``[B, C, H, W]``."""
-        return self._pixels(self.decode(self.posterior(x).mean), False)
+    def at_mean(self, x: Tensor | Encoded) -> tuple[Tensor, Distribution]:
+        """The posterior's mean ``[B, D]``, and p(x|z) there."""
+        z = self.posterior(x).mean
+        return z, self.decode(z)
 
     @torch.no_grad()
-    def interpolate(self, a: Tensor, b: Tensor, steps: int = 8) -> Tensor:
+    def reconstruct(self, x: Tensor | Encoded) -> Tensor:
+        """The mean of p(x|z) at the posterior's mean, float32 in [0, 1], ``[B, C, H, W]``."""
+        return self._pixels(self.at_mean(x)[1])
+
+    @torch.no_grad()
+    def interpolate(self, a: Tensor | Encoded, b: Tensor | Encoded, steps: int = 8) -> Tensor:
         """Images along the straight line between the latents of ``a`` and ``b``, both ends included.
 
         Args:
             a, b: images ``[B, C, H, W]``.
-            steps: images a line, at least 2.
+            steps: images per line, at least 2; the decoder runs this many times.
 
         Returns:
             float32 in [0, 1], ``[B, steps, C, H, W]``.
         """
         at_least(2, steps=steps)
-        start, end = self.posterior(a).mean, self.posterior(b).mean
-        images = [self._pixels(self.decode(start.lerp(end, t)), False) for t in torch.linspace(0, 1, steps).tolist()]
-        return torch.stack(images, 1)
+        (start, first), (end, last) = self.at_mean(a), self.at_mean(b)
+        between = [self.decode(start.lerp(end, t)) for t in torch.linspace(0, 1, steps).tolist()[1:-1]]
+        return torch.stack([self._pixels(p) for p in (first, *between, last)], 1)
+
+    def _terms(self, log_likelihood: Tensor, kl: Tensor, x: Tensor) -> ElboTerms:
+        num_dims, likelihood = math.prod(self.image_shape), self.likelihood
+        return ElboTerms(log_likelihood, kl, num_dims, likelihood.discrete, likelihood.floor(x))
 
     @staticmethod
-    def _pixels(likelihood: Distribution, noise: bool) -> Tensor:
+    def _pixels(likelihood: Distribution, noise: bool = False) -> Tensor:
         return (likelihood.sample() if noise else likelihood.mean).clamp(0, 1).float()
 
 
 def level_temperatures(temperature: float | Sequence[float], num_levels: int) -> list[float]:
-    """One temperature a level, of one for all or one each; ``ResvaeError`` for another number of them or under 0."""
+    """One temperature per level, from one number or a list; ``ResvaeError`` for a negative one or another length."""
     each = [float(temperature)] * num_levels if isinstance(temperature, int | float) else list(temperature)
     if len(each) != num_levels or not all(value >= 0 for value in each):
         raise ResvaeError(
-            f"temperature: {temperature} is not allowed; 0 or more, one for all or one a level ({num_levels})"
+            f"temperature: {temperature} is not allowed; 0 or more, one number or one per level ({num_levels})"
         )
     return each
 
 
 def json_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments, as ``locals()`` has them at its start, with dataclasses as dicts and tuples as lists."""
+    """Constructor arguments (``locals()`` at its start) for JSON: dataclasses as dicts, tuples as lists.
+
+    A registered likelihood's class becomes its name. What JSON cannot hold stays as it is, and cannot be saved.
+    """
 
     def plain(value: Any) -> Any:
-        if is_dataclass(value) and not isinstance(value, type):
-            return {k: plain(v) for k, v in asdict(value).items()}
+        if isinstance(value, type):
+            return name_of(value) or value
+        if is_dataclass(value):
+            value = asdict(value)  # pyright: ignore[reportArgumentType]  no class, see above
         if isinstance(value, list | tuple):
             return [plain(v) for v in value]
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
         return value
 
     return {name: plain(value) for name, value in arguments.items() if name not in ("self", "__class__")}

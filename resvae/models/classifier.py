@@ -1,24 +1,26 @@
 """A classifier on any encoder: He's networks, or the encoder of a trained VAE."""
 
 from dataclasses import replace
-from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resvae.errors import at_least
-from resvae.models.base import Shape, json_arguments
+from resvae.errors import ResvaeError, at_least
+from resvae.models.base import ImageModel, Shape, json_arguments
 from resvae.models.images import to_unit
+from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetEncoder, cifar_blocks
 
 HE = BlockConfig(order="original", norm="batch", activation="relu", shortcut="zero_pad", residual_scale=1.0)
 
 
-class ResNetClassifier(nn.Module):
+@register
+class ResNetClassifier(ImageModel):
     """Encoder, global average pooling, one linear layer (He 2015, section 4.2).
 
     ::
 
-        x [B C H W] -> encoder -> [B K h w] -> mean over places -> linear -> logits [B num_classes]
+        x [B C H W] -> encoder -> [B K h w] -> mean over locations -> linear -> logits [B num_classes]
 
     Args:
         encoder: any ``ResNetEncoder``; for instance ``vae.encoder``, which then trains along.
@@ -28,7 +30,7 @@ class ResNetClassifier(nn.Module):
         block: without an encoder, the blocks; their kind follows from ``depth``.
     """
 
-    arguments: dict[str, Any] | None  # as JSON can hold them; None around a given encoder, which does not know its own
+    field = "classifier"
 
     def __init__(
         self,
@@ -40,23 +42,45 @@ class ResNetClassifier(nn.Module):
     ):
         super().__init__()
         at_least(1, num_classes=num_classes)
-        self.arguments = None
-        if encoder is None:
+        if encoder is None:  # a given one does not know its own arguments
             self.arguments = json_arguments(
                 {"depth": depth, "num_classes": num_classes, "image_shape": image_shape, "block": block}
             )
         self.encoder = encoder or _he_encoder(depth, image_shape, block)
+        self.image_shape = self.encoder.image_shape
+        self.num_classes = num_classes
         self.classifier = nn.Linear(self.encoder.channels[-1], num_classes)
-
-    @property
-    def image_shape(self) -> Shape:
-        """``(C, H, W)`` of its images."""
-        return self.encoder.image_shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[B, C, H, W]``, uint8 or float in [0, 1], to logits ``[B, num_classes]``."""
         h = self.encoder(2 * to_unit(x, self.image_shape) - 1)
         return self.classifier(h.mean((2, 3)))
+
+    def figures(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """``loss``: the cross-entropy, nats; ``error``: 1 where the largest logit is not the label's."""
+        logits = self(x).float()
+        return {"loss": F.cross_entropy(logits, y, reduction="none"), "error": (logits.argmax(1) != y).float()}
+
+    @property
+    def deciding(self) -> str:
+        """The share of errors."""
+        return "error"
+
+    @property
+    def chance(self) -> float:
+        """1 - 1 / ``num_classes``."""
+        return 1 - 1 / self.num_classes
+
+    def check_labels(self, y: Tensor, data: str | None) -> None:
+        """Raise ``ResvaeError`` where the labels ``y [N]`` are not among the model's, or are all the same."""
+        if not len(y) or y.min() < 0 or y.max() >= self.num_classes:
+            raise ResvaeError(
+                f"data: the labels of {data} are not allowed; 0 to {self.num_classes - 1}, of one image or more"
+            )
+        if len(y) > 1 and y.min() == y.max():
+            raise ResvaeError(
+                f"data: the images of {data} are not labelled, or all alike; two classes or more are needed"
+            )
 
 
 def _he_encoder(depth: int, image_shape: Shape, block: BlockConfig) -> ResNetEncoder:

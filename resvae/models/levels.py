@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Distribution, Normal, constraints
+from torch.types import _size
 
 from resvae.networks import BlockConfig
 from resvae.networks.blocks import SECOND_MOMENT
@@ -68,16 +69,74 @@ class Level(nn.Module):
         return Normal(prior.mean + shift, prior.stddev * _soft(log_factor, 5).exp(), validate_args=False)
 
 
-def posterior_sample(level: int, prior: Normal, posterior: Normal | None) -> Tensor:
+def sample_of(level: int, prior: Normal, posterior: Normal | None) -> Tensor:
     """A ``Choose``: every level draws from its posterior ``[B, K, h, w]``; there must be one."""
     assert posterior is not None
     return posterior.rsample()
+
+
+def mean_of(level: int, prior: Normal, posterior: Normal | None) -> Tensor:
+    """A ``Choose``: every level takes its posterior's mean ``[B, K, h, w]``; there must be a posterior."""
+    assert posterior is not None
+    return posterior.mean
 
 
 def given(latents: Sequence[Tensor]) -> Choose:
     """A ``Choose``: every level takes the next of ``latents``, each ``[B, K, h, w]``, the coarsest first."""
     remaining = iter(latents)
     return lambda level, prior, posterior: next(remaining)
+
+
+def joined(visits: Sequence[Visit]) -> Tensor:
+    """The latents of all levels side by side, ``[B, D]``."""
+    return torch.cat([visit.z.flatten(1) for visit in visits], 1)
+
+
+class LevelsPosterior(Distribution):
+    """q(z|x) = prod_l q(z_l | z_<l, x) over ``z [B, D]``: exact samples and log-probabilities.
+
+    ``mean`` is each level's conditional mean given the means above it: the posterior's own mean at level 0 alone.
+
+    Args:
+        descend: the visits of a way down with these choices, for the images that q is of.
+        num: B.
+        num_dims: D.
+        split: latents ``[B, D]`` to one map per level.
+    """
+
+    has_rsample = True
+    support = constraints.real_vector  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def __init__(
+        self,
+        descend: Callable[[Choose], list[Visit]],
+        num: int,
+        num_dims: int,
+        split: Callable[[Tensor], list[Tensor]],
+    ):
+        self._descend, self._split = descend, split
+        super().__init__(torch.Size([num]), torch.Size([num_dims]), validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """None: it is made of a model, not of parameters."""
+        return {}
+
+    @property
+    def mean(self) -> Tensor:
+        """``[B, D]``."""
+        return joined(self._descend(mean_of))
+
+    def rsample(self, sample_shape: _size = ()) -> Tensor:
+        """``[*sample_shape, B, D]``, differentiable; one pass per sample."""
+        shape = torch.Size(sample_shape)
+        samples = [joined(self._descend(sample_of)) for _ in range(shape.numel())]
+        return torch.stack(samples).view(*shape, *samples[0].shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log q(z|x) of ``value [B, D]``, nats, ``[B]``."""
+        visits = self._descend(given(self._split(value)))
+        return torch.stack([log_prob(visit.posterior, visit.z) for visit in visits if visit.posterior]).sum(0)
 
 
 def log_prob(distribution: Normal, z: Tensor) -> Tensor:

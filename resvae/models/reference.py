@@ -1,18 +1,15 @@
 """The article's network, parameter for parameter (Keng, "Residual Networks", 2018)."""
 
-import math
-from collections.abc import Iterator, Sequence
-
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
-from torch.distributions.kl import kl_divergence
+from torch.distributions import Independent
 
 from resvae.errors import ResvaeError, at_least
-from resvae.models.base import ImageVAE, json_arguments, level_temperatures
-from resvae.models.images import to_unit
+from resvae.models.base import Encoded, json_arguments
+from resvae.models.one_latent import OneLatentVAE, gaussian
+from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResidualBlock, ResNetEncoder, vae_blocks
-from resvae.probability import Bernoulli, ElboTerms
+from resvae.probability import Bernoulli
 
 WIDTHS = (256, 512, 1024, 2048)
 STRIDES = (1, 2, 2, 2)
@@ -71,7 +68,8 @@ class ReferenceDecoder(nn.Module):
         return self.out(h)
 
 
-class ReferenceVAE(ImageVAE):
+@register
+class ReferenceVAE(OneLatentVAE):
     """The article's VAE of 32x32 colour images: Bernoulli on real-valued targets, 26.8 to 57.8 million parameters.
 
     ::
@@ -81,7 +79,7 @@ class ReferenceVAE(ImageVAE):
         p(x|z)        <- 3@32 <- units 2048@32 1024@16 512@8 256@4 <- 64@4 <- dense 1024 <- z [B 256]
 
     Args:
-        depth: 28, 40, 70, 100 as published, or any other that `VAE` takes, or blocks a stage.
+        depth: 28, 40, 70, 100 as published, or any other that `VAE` takes, or blocks per stage.
         latent_dim: 256 in the article.
         intermediate_dim: 1024 in the article; a multiple of 16.
         compat: the article's own objective. It scales the noise by exp(log-variance) where the KL takes
@@ -118,41 +116,20 @@ class ReferenceVAE(ImageVAE):
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
-    def posterior(self, x: Tensor) -> Distribution:
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each ``[B, latent_dim]``, in float32."""
+        mean, log_variance = self.encoder(x)
+        return mean.float(), log_variance.float()
+
+    def posterior(self, x: Tensor | Encoded) -> Independent:
         """The distribution that z is drawn from, event shape ``[latent_dim]``; see ``compat``."""
-        return self._sampled(*self._encode(to_unit(x, self.image_shape)))
+        mean, log_variance = self.encoded(x).features
+        return gaussian(mean, (log_variance if self.compat else 0.5 * log_variance).exp())
 
-    def decode(self, z: Tensor) -> Distribution:
-        """p(x|z) for ``z [B, latent_dim]``."""
-        return self.likelihood(self.decoder(z))
-
-    def sample_prior(self, num: int, temperature: float | Sequence[float] = 1.0) -> Tensor:
-        """``[num, latent_dim]`` from N(0, temperature^2)."""
-        (factor,) = level_temperatures(temperature, 1)
-        return factor * torch.randn(num, self.latent_dim, device=self.decoder.dense.weight.device)
-
-    def elbo(self, x: Tensor) -> ElboTerms:
-        """Cross-entropy and KL of each image in the article's unit, nats an image."""
-        x = to_unit(x, self.image_shape)
-        mean, log_variance = self._encode(x)
-        z = self._sampled(mean, log_variance).rsample()
-        charged = _gaussian(mean, (0.5 * log_variance).exp())
-        return ElboTerms(
-            log_likelihood=self.decode(z).log_prob(x),
-            kl=kl_divergence(charged, _standard(mean))[:, None],
-            num_dims=math.prod(self.image_shape),
-            discrete=False,
-            floor=self.likelihood.floor(x),
-        )
-
-    def log_weights(self, x: Tensor, num_samples: int) -> Iterator[Tensor]:
-        """log p(x, z) - log q(z|x) for one sample of z at a time, each ``[B]``; the encoder runs once."""
-        x = to_unit(x, self.image_shape)
-        q = self._sampled(*self._encode(x))
-        prior = _standard(q.mean)
-        for _ in range(num_samples):
-            z = q.rsample()
-            yield self.decode(z).log_prob(x) + prior.log_prob(z) - q.log_prob(z)
+    def charged(self, x: Encoded, q: Independent) -> Independent:
+        """The distribution of the KL, which takes exp(log-variance) for the variance; see ``compat``."""
+        mean, log_variance = x.features
+        return gaussian(mean, (0.5 * log_variance).exp())
 
     def penalty(self) -> Tensor:
         """The article's L2 on kernel and bias of both heads in ``compat``, else 0."""
@@ -160,21 +137,6 @@ class ReferenceVAE(ImageVAE):
             return super().penalty()
         mean, log_variance = self.encoder.mean, self.encoder.log_variance
         return 0.01 * _squares(mean) + 0.1 * _squares(log_variance)
-
-    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.encoder(x)
-        return mean.float(), log_variance.float()
-
-    def _sampled(self, mean: Tensor, log_variance: Tensor) -> Independent:
-        return _gaussian(mean, (log_variance if self.compat else 0.5 * log_variance).exp())
-
-
-def _gaussian(mean: Tensor, scale: Tensor) -> Independent:
-    return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
-
-
-def _standard(like: Tensor) -> Independent:
-    return _gaussian(torch.zeros_like(like), torch.ones_like(like))
 
 
 def _squares(layer: nn.Linear) -> Tensor:

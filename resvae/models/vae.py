@@ -1,22 +1,22 @@
 """A residual VAE around one latent vector."""
 
 import math
-from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
-from torch.distributions.kl import kl_divergence
+from torch.distributions import Independent
 
 from resvae.errors import at_least
-from resvae.models.base import ImageVAE, Shape, json_arguments, level_temperatures
-from resvae.models.images import to_unit
+from resvae.models.base import Encoded, Shape, json_arguments
+from resvae.models.one_latent import OneLatentVAE, gaussian
+from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetDecoder, ResNetEncoder, vae_blocks
 from resvae.networks.stages import checked_shape
-from resvae.probability import ElboTerms, make_likelihood
+from resvae.probability import LikelihoodChoice, make_likelihood
 
 
-class VAE(ImageVAE):
+@register
+class VAE(OneLatentVAE):
     """A ResNet encoder and its mirror around one latent vector, at any depth.
 
     ::
@@ -29,15 +29,16 @@ class VAE(ImageVAE):
 
     Args:
         depth: weighted layers on the main path of the whole network (28, 40, 70, 100, ... 1000), or the number of
-            blocks a stage as a tuple. The stem, the head, the decoder's dense layer and its last convolution are 4;
+            blocks per stage as a tuple. The stem, the head, the decoder's dense layer and its last convolution are 4;
             each block counts 3 (bottleneck) or 2 (basic) in the encoder and again in the decoder.
         latent_dim: D, the number of latents.
         image_shape: ``(C, H, W)``; the product of ``strides`` must divide H and W.
-        widths: channels a stage, finest first; the decoder has them in reverse.
+        widths: channels per stage, finest first; the decoder has them in reverse.
         strides: down-sampling at the start of each stage.
         block: what a block is made of.
-        likelihood: ``discretized_mixture``, ``discretized_logistic``, ``bernoulli``, ``gaussian`` (batch-optimal
-            variance), ``gaussian_learned``, ``gaussian_fixed``.
+        likelihood: what ``make_likelihood`` takes: ``discretized_mixture``, ``discretized_logistic``, ``bernoulli``,
+            ``gaussian`` (batch-optimal variance), ``gaussian_learned``, ``gaussian_fixed``; a dict of such a ``name``
+            and its arguments; or a subclass of ``Likelihood``.
 
     Raises:
         ResvaeError: a depth that no number of blocks gives, an image size that the strides do not divide.
@@ -51,7 +52,7 @@ class VAE(ImageVAE):
         widths: tuple[int, ...] = (64, 128, 256, 512),
         strides: tuple[int, ...] = (1, 2, 2, 2),
         block: BlockConfig = BlockConfig(),  # noqa: B008  frozen
-        likelihood: str = "discretized_mixture",
+        likelihood: LikelihoodChoice = "discretized_mixture",
     ):
         super().__init__()
         self.arguments = json_arguments(locals())
@@ -79,48 +80,13 @@ class VAE(ImageVAE):
         with torch.no_grad():
             self.head.bias.copy_(torch.tensor([0.0, -1.0]).repeat_interleave(latent_dim))
 
-    def posterior(self, x: Tensor) -> Distribution:
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The posterior's mean and log-scale before its clamp, each ``[B, D]``, in float32."""
+        mean, log_scale = self.head(self.encoder(2 * x - 1).flatten(1)).float().chunk(2, 1)
+        return mean, log_scale
+
+    def posterior(self, x: Tensor | Encoded) -> Independent:
         """q(z|x), a diagonal Gaussian, event shape ``[D]``, in float32."""
-        return self._posterior(to_unit(x, self.image_shape))
-
-    def decode(self, z: Tensor) -> Distribution:
-        """p(x|z) for ``z [B, D]``."""
-        return self.likelihood(self.decoder(z))
-
-    def sample_prior(self, num: int, temperature: float | Sequence[float] = 1.0) -> Tensor:
-        """``[num, D]`` from N(0, temperature^2)."""
-        (factor,) = level_temperatures(temperature, 1)
-        return factor * torch.randn(num, self.latent_dim, device=self.head.weight.device)
-
-    def elbo(self, x: Tensor) -> ElboTerms:
-        """The ELBO of each image with the KL in closed form; ``kl`` is ``[B, 1]``: one level."""
-        x = to_unit(x, self.image_shape)
-        q = self._posterior(x)
-        p = self.likelihood(self.decoder(q.rsample()), x)
-        return ElboTerms(
-            log_likelihood=p.log_prob(x),
-            kl=kl_divergence(q, self._prior(q.mean))[:, None],
-            num_dims=math.prod(self.image_shape),
-            discrete=self.likelihood.discrete,
-            floor=self.likelihood.floor(x),
-        )
-
-    def log_weights(self, x: Tensor, num_samples: int) -> Iterator[Tensor]:
-        """log p(x, z) - log q(z|x) for one sample of z at a time, each ``[B]``; the encoder runs once."""
-        x = to_unit(x, self.image_shape)
-        q = self._posterior(x)
-        prior = self._prior(q.mean)
-        for _ in range(num_samples):
-            z = q.rsample()
-            yield self.decode(z).log_prob(x) + prior.log_prob(z) - q.log_prob(z)
-
-    def _posterior(self, x: Tensor) -> Independent:
-        h = self.head(self.encoder(2 * x - 1).flatten(1))
-        mean, log_scale = h.float().chunk(2, 1)
+        mean, log_scale = self.encoded(x).features
         # A soft clamp (NVAE, Vahdat & Kautz 2020, appendix): e^-5 < scale < e^5 with a gradient everywhere.
-        scale = (5 * torch.tanh(log_scale / 5)).exp()
-        return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
-
-    @staticmethod
-    def _prior(like: Tensor) -> Independent:
-        return Independent(Normal(torch.zeros_like(like), torch.ones_like(like), validate_args=False), 1)
+        return gaussian(mean, (5 * torch.tanh(log_scale / 5)).exp())

@@ -1,7 +1,15 @@
 """Probability: the distributions of pixels, likelihoods that turn features into them, and the objective."""
 
 from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture
-from resvae.probability.likelihoods import Bernoulli, Gaussian, Likelihood, Logistic, LogisticMixture, make_likelihood
+from resvae.probability.likelihoods import (
+    Bernoulli,
+    Gaussian,
+    Likelihood,
+    LikelihoodChoice,
+    Logistic,
+    LogisticMixture,
+    make_likelihood,
+)
 from resvae.probability.objective import ElboTerms, KlSchedule, importance_bound, running_bound, weighted_elbo
 
 __all__ = [
@@ -12,6 +20,7 @@ __all__ = [
     "Gaussian",
     "KlSchedule",
     "Likelihood",
+    "LikelihoodChoice",
     "Logistic",
     "LogisticMixture",
     "importance_bound",

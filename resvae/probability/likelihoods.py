@@ -1,37 +1,47 @@
-"""Likelihoods p(x|z): modules that turn a decoder's features ``[B, num_features, H, W]`` into a distribution.
+"""Likelihoods p(x|z): modules that turn a decoder's features ``[B, num_features, H, W]`` into a distribution."""
 
-Each has ``num_features``, the channels that it reads; ``discrete``, whether it is a probability of the 256 values of
-a pixel; ``forward(features, x=None)``, in float32 (nothing here is an operation that autocast lowers), to batch shape
-``[B]`` and event shape ``[C, H, W]`` on [0, 1]; and ``floor(x)``, the least of -log p(x|z), or None. Features of zero
-give a sane start: a broad distribution around grey.
-"""
-
+import inspect
 import math
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributions, nn
 from torch.distributions import Distribution, Independent
 
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, at_least, one_line
 from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture
 
-LIKELIHOODS = (
-    "discretized_mixture",
-    "discretized_logistic",
-    "bernoulli",
-    "gaussian",
-    "gaussian_learned",
-    "gaussian_fixed",
-)
 MIN_VARIANCE = 1 / (12 * 255**2)  # of the rounding to 256 values: a sharper density would only praise itself
 
 
-class Bernoulli(nn.Module):
-    """Cross-entropy of real-valued targets in [0, 1], nats: neither a density nor a probability of the 256 values."""
+class Likelihood(nn.Module, ABC):
+    """What a likelihood must have. Its constructor takes the number of the image's channels first.
 
-    discrete = False
+    Features of zero should give a sane start: a broad distribution around grey. ``resvae.models.register`` gives a
+    class of your own a name, by which models that use it can be saved.
+    """
+
+    num_features: int  # the channels that it reads
+    discrete: bool = False  # whether it is a probability of the 256 values of a pixel
+
+    @abstractmethod
+    def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
+        """p(x|z) on [0, 1], batch shape ``[B]``, event shape ``[C, H, W]``, in float32 whatever the features are.
+
+        ``x``: the images, where they are known; in training, a likelihood may fit its own statistics to them.
+        """
+
+    def floor(self, x: Tensor) -> Tensor | None:
+        """The least that -log p(x|z) can be, ``[B]``; None where there is no such number, or none of use."""
+        return None
+
+
+class Bernoulli(Likelihood):
+    """Cross-entropy of real-valued targets in [0, 1], nats: neither a density nor a probability of the 256 values."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -44,22 +54,21 @@ class Bernoulli(nn.Module):
         return Independent(distributions.Bernoulli(logits=logits, validate_args=False), 3, validate_args=False)
 
     def floor(self, x: Tensor) -> Tensor:
-        """The entropy of the targets, nats an image, ``[B]``: no cross-entropy falls under it."""
+        """The entropy of the targets, nats per image, ``[B]``: no cross-entropy falls under it."""
         x = x.float()
         return (torch.special.entr(x) + torch.special.entr(1 - x)).flatten(1).sum(1)
 
 
-class Gaussian(nn.Module):
+class Gaussian(Likelihood):
     """A Gaussian density on [0, 1].
 
     Args:
         channels: C.
-        variance: ``learned``: one a pixel, from the features; a number: fixed; ``optimal``: one for all, the batch's
+        variance: ``learned``: one per pixel, from the features; a number: fixed; ``optimal``: one for all, the batch's
             own mean squared error (sigma-VAE, Rybkin et al. 2021, eq. 6) in training, where ``forward`` is given x.
             Without x and in evaluation it is the running average of that, so that no image depends on its batch.
     """
 
-    discrete = False
     variance: Tensor
     num_batches: Tensor
 
@@ -93,10 +102,6 @@ class Gaussian(nn.Module):
                 scale = self.variance.sqrt()
         return Independent(distributions.Normal(mean, scale, validate_args=False), 3, validate_args=False)
 
-    def floor(self, x: Tensor) -> None:
-        """None: a density has no floor."""
-        return
-
     @torch.no_grad()  # at its optimum the variance's own gradient is 0
     def _fit(self, mean: Tensor, x: Tensor) -> Tensor:
         error = (x - mean).square().mean().clamp(min=MIN_VARIANCE)
@@ -107,8 +112,8 @@ class Gaussian(nn.Module):
         return error
 
 
-class Logistic(nn.Module):
-    """One discretised logistic a channel of a pixel, channels independent."""
+class Logistic(Likelihood):
+    """One discretised logistic per channel of a pixel, channels independent."""
 
     discrete = True
 
@@ -122,15 +127,11 @@ class Logistic(nn.Module):
         loc, log_scale = _checked(features, self.num_features).chunk(2, 1)
         return Independent(DiscretizedLogistic(loc, log_scale - 1.5, validate_args=False), 3, validate_args=False)
 
-    def floor(self, x: Tensor) -> None:
-        """None: no image comes near its floor of 0."""
-        return
 
+class LogisticMixture(Likelihood):
+    """A mixture of discretised logistics per pixel, channels autoregressive in each component (PixelCNN++).
 
-class LogisticMixture(nn.Module):
-    """A mixture of discretised logistics a pixel, channels autoregressive in each component (PixelCNN++).
-
-    Features a pixel: K logits, K C centres, K C log-scales, K C (C - 1) / 2 coefficients before a tanh; at 0 the
+    Features per pixel: K logits, K C centres, K C log-scales, K C (C - 1) / 2 coefficients before a tanh; at 0 the
     centres are spread evenly over [-1, 1] and the log-scales are -2.
 
     Args:
@@ -160,38 +161,54 @@ class LogisticMixture(nn.Module):
             logits, loc + self.spread, log_scale - 2, coefficients.tanh(), validate_args=False
         )
 
-    def floor(self, x: Tensor) -> None:
-        """None: no image comes near its floor of 0."""
-        return
+
+# A factory of each by name: channels and further arguments to a likelihood. ``resvae.models.register`` adds to it.
+LIKELIHOODS: dict[str, Callable[..., Likelihood]] = {
+    "discretized_mixture": LogisticMixture,
+    "discretized_logistic": Logistic,
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+    "gaussian_learned": partial(Gaussian, variance="learned"),
+    "gaussian_fixed": partial(Gaussian, variance=1.0),
+}
+LikelihoodChoice = type[Likelihood] | dict[str, Any] | str
 
 
-Likelihood = Bernoulli | Gaussian | Logistic | LogisticMixture
-
-
-def make_likelihood(name: str, channels: int) -> Likelihood:
-    """The likelihood called ``name`` of images of ``channels`` channels.
+def make_likelihood(likelihood: LikelihoodChoice, channels: int) -> Likelihood:
+    """The likelihood of images of ``channels`` channels that a name, a dict or a class stands for.
 
     Args:
-        name: ``discretized_mixture``, ``discretized_logistic``, ``bernoulli``, ``gaussian`` (batch-optimal variance),
-            ``gaussian_learned``, ``gaussian_fixed`` (variance 1).
+        likelihood: ``discretized_mixture``, ``discretized_logistic``, ``bernoulli``, ``gaussian`` (batch-optimal
+            variance), ``gaussian_learned``, ``gaussian_fixed`` (variance 1) or the name of a registered class; a dict
+            of such a ``name`` and arguments: ``{"name": "discretized_mixture", "num_mixtures": 5}``; or a class.
 
     Raises:
-        ResvaeError: another name, or fewer than one channel.
+        ResvaeError: another name or class, arguments that it does not take, or fewer than one channel.
     """
-    match name:
-        case "discretized_mixture":
-            return LogisticMixture(channels)
-        case "discretized_logistic":
-            return Logistic(channels)
-        case "bernoulli":
-            return Bernoulli(channels)
-        case "gaussian":
-            return Gaussian(channels, "optimal")
-        case "gaussian_learned":
-            return Gaussian(channels, "learned")
-        case "gaussian_fixed":
-            return Gaussian(channels, 1.0)
-    raise ResvaeError(f"likelihood: {name!r} is not allowed; {', '.join(LIKELIHOODS)}")
+    if isinstance(likelihood, type):
+        if not issubclass(likelihood, Likelihood):
+            raise ResvaeError(f"likelihood: {likelihood.__name__} is not allowed; a subclass of Likelihood")
+        return likelihood(channels)
+    name, given = likelihood, {}
+    if isinstance(likelihood, dict):
+        given = {key: value for key, value in likelihood.items() if key != "name"}
+        name = likelihood.get("name")
+    if not isinstance(name, str) or name not in LIKELIHOODS:
+        raise ResvaeError(f"likelihood: {name!r} is not allowed; {', '.join(LIKELIHOODS)} or a subclass of Likelihood")
+    taken = list(inspect.signature(LIKELIHOODS[name]).parameters)[1:]
+    for key, value in given.items():
+        if key not in taken:
+            allowed = ", ".join(taken) or "no arguments"
+            raise ResvaeError(f"likelihood.{key}: {value!r} is not allowed; {name} takes {allowed}")
+    try:
+        return LIKELIHOODS[name](channels, **given)
+    except TypeError as error:
+        raise ResvaeError(f"likelihood: {likelihood} is not allowed ({one_line(error)})") from error
+
+
+def name_of(likelihood: type) -> str | None:
+    """The name by which a registered class is known."""
+    return next((name for name, known in LIKELIHOODS.items() if known is likelihood), None)
 
 
 def _checked(features: Tensor, num_features: int) -> Tensor:

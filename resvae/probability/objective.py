@@ -16,9 +16,9 @@ class ElboTerms:
 
     Args:
         log_likelihood: log p(x|z), ``[B]``.
-        kl: one column a level of latents, level 0 the coarsest, ``[B, L]``.
+        kl: one column per level of latents, level 0 the coarsest, ``[B, L]``.
         num_dims: C H W.
-        discrete: whether log p(x|z) is the log-probability of one of the 256 values a dimension.
+        discrete: whether log p(x|z) is the log-probability of one of the 256 values per dimension.
         floor: the least that -log p(x|z) can be, ``[B]``, where there is such a number.
     """
 
@@ -30,7 +30,7 @@ class ElboTerms:
 
     @property
     def elbo(self) -> Tensor:
-        """The bound, nats an image, ``[B]``; higher is better."""
+        """The bound, nats per image, ``[B]``; higher is better."""
         return self.log_likelihood - self.kl.sum(1)
 
     @property
@@ -42,6 +42,15 @@ class ElboTerms:
                 " discretized_mixture and discretized_logistic are"
             )
         return -self.elbo / (self.num_dims * math.log(2))
+
+    def figures(self) -> dict[str, Tensor]:
+        """Figures of each image by their names in the log, ``[B]``: those that there are."""
+        found = {"loss": -self.elbo, "elbo": self.elbo, "log_likelihood": self.log_likelihood, "kl": self.kl.sum(1)}
+        if self.discrete:
+            found["bits_per_dim"] = self.bits_per_dim
+        if self.floor is not None:
+            found["loss_over_floor"] = -self.elbo - self.floor
+        return found
 
 
 @dataclass(frozen=True)
@@ -67,10 +76,10 @@ class KlSchedule:
 
 
 def weighted_elbo(terms: ElboTerms, kl_weight: float | Tensor = 1.0, free_bits: float = 0.0) -> Tensor:
-    """What training maximises, nats an image, ``[B]``; no bound unless ``kl_weight`` is 1 and ``free_bits`` 0.
+    """What training maximises, nats per image, ``[B]``; no bound unless ``kl_weight`` is 1 and ``free_bits`` 0.
 
-    ``free_bits``: a level whose KL, averaged over the batch, is under so many nats is charged just that and gets no
-    gradient (Kingma et al. 2016, appendix C.8).
+    ``free_bits``: a level whose KL, averaged over the batch, is under this many nats is charged exactly that and gets
+    no gradient (Kingma et al. 2016, appendix C.8).
     """
     kl = terms.kl
     if free_bits:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from resvae.errors import ResvaeError
-from resvae.evaluation import image_grid
-from resvae.models import ImageVAE
+from resvae.evaluation.grids import image_grid
+from resvae.models import ImageModel
 from resvae.networks.units import Unit, units
 from resvae.studies.record import Record, Row, subject
 
@@ -57,7 +57,7 @@ def activations(
         raise ResvaeError(f"image: {image} is not allowed; 0 or more, less than the number of images")
     record = Record(out, found.settings | {"image": image, "seed": seed})
     torch.manual_seed(seed)
-    each, picture = passages(found.model, found.x[image:]), found.x[image:].cpu() / 255
+    each, picture = passages(found.model, found.x[image:], found.y[image:]), found.x[image:].cpu() / 255
     rows = record.measure("blocks", lambda: [_row(i, passage) for i, passage in enumerate(each, 1)])
     told = f"{NOTES.format(seed)} {found.told} Image {image}, label {found.y[image]}."
     print(record.write("activations", rows, told))
@@ -69,13 +69,16 @@ def activations(
 
 
 @torch.no_grad()
-def passages(model: nn.Module, x: Tensor) -> list[Passage]:
-    """What one image ``x [1, C, H, W]`` becomes at each block, in order; the model stays in the mode that it is in."""
+def passages(model: ImageModel, x: Tensor, y: Tensor | None = None) -> list[Passage]:
+    """What one image ``x [1, C, H, W]`` of label ``y [1]`` (0 by default) becomes at each block, in order.
+
+    The model stays in the mode that it is in.
+    """
     found, entered, passed = units(model), list[Any](), list[Passage]()
     with ExitStack() as hooks:
         for unit in found:
             hooks.enter_context(unit.block.register_forward_pre_hook(lambda _, h: entered.append(h[0])))
-        model.elbo(x) if isinstance(model, ImageVAE) else model(x)
+        model.figures(x, torch.zeros(len(x), dtype=torch.long, device=x.device) if y is None else y)
     for unit, h in zip(found, entered, strict=True):
         block, before = unit.block, unit.block.before(h)
         maps = [h, block.shortcut(before), block.branch(before)]

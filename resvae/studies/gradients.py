@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from resvae.errors import at_least
-from resvae.models import ImageVAE
+from resvae.models import ImageModel
 from resvae.networks.blocks import ResidualBlock
 from resvae.networks.units import units
 from resvae.storage import build, describe
@@ -62,16 +61,16 @@ def gradients(
     print("\n".join(f"wrote {path}" for path in sorted(record.folder.glob("gradients.*"))))
 
 
-def at_blocks(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 32) -> Tensor:
-    """The loss's gradient that comes back through each of U blocks; the model stays in the mode that it is in.
+def at_blocks(model: ImageModel, x: Tensor, y: Tensor, batch_size: int = 32) -> Tensor:
+    """The loss's gradient that comes back through each of U blocks. The model stays in the mode that it is in.
 
     Args:
         model: a classifier or a VAE; batch normalisation in train mode gathers statistics, as always.
         x, y: uint8 images ``[N, C, H, W]`` and labels ``[N]``.
-        batch_size: images whose mean loss is derived, at least, where there are so many.
+        batch_size: images whose mean loss is derived: at least this many, where there are enough.
 
     Returns:
-        ``[U, 4]``: the mean over batches of its norm, nats an image over the unit of the block's input; the norms of
+        ``[U, 4]``: the mean over batches of its norm, nats per image over the unit of the block's input; the norms of
         its routes through connection and branch, over that; the largest error of the routes' sum, over that.
     """
     found, passed, norms = units(model), list[tuple[Any, Any]](), list[Tensor]()
@@ -79,9 +78,11 @@ def at_blocks(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 32) -> T
         for unit in found:  # a view: the levels of latents see x too, and what comes from them is not the block's
             hooks.enter_context(unit.block.register_forward_pre_hook(lambda _, h: (h[0].view_as(h[0]),)))
             hooks.enter_context(unit.block.register_forward_hook(lambda _, h, out: passed.append((h[0], out))))
-        parts = max(1, len(x) // batch_size)  # as many whole batches as there are; what is over is shared out
+        parts = max(1, len(x) // batch_size)  # as many whole batches as there are; the rest is spread over them
         for images, labels in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
-            value = loss(model, (images / 255).requires_grad_(), labels)  # of images too: blocks may have no stem
+            value = model.figures((images / 255).requires_grad_(), labels)[
+                "loss"
+            ].mean()  # of images too: blocks may have no stem
             ends = [h for pair in zip(*passed, strict=True) for h in pair]  # all inputs, all outputs
             grads = torch.autograd.grad(value, ends, allow_unused=True, materialize_grads=True)
             for unit, (h, _), whole, gradient in zip(found, passed, grads, grads[len(found) :], strict=False):
@@ -103,13 +104,6 @@ def routes(block: ResidualBlock, x: Tensor, gradient: Tensor) -> tuple[Tensor, T
         return torch.autograd.grad(block.after(block.merge(s, f)), x, gradient, retain_graph=True)[0]
 
     return torch.zeros_like(x) if block.plain else back(s, f.detach()), back(s.detach(), f)
-
-
-def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The mean of a VAE's -ELBO, or of a classifier's cross-entropy, nats an image, a scalar."""
-    if isinstance(model, ImageVAE):
-        return -model.elbo(x).elbo.mean()
-    return F.cross_entropy(model(x), y)
 
 
 def write_plot(measured: dict[str, Tensor], path: Path) -> None:

@@ -14,10 +14,10 @@ from torch.distributions import Normal, kl_divergence
 
 from resvae.errors import ResvaeError, at_least
 from resvae.isolation import isolated
-from resvae.models import HierarchicalVAE, ResNetClassifier
+from resvae.models import HierarchicalVAE, ImageModel
 from resvae.networks.units import Forward, Unit, replaced, units
 from resvae.progress import progress
-from resvae.storage import load
+from resvae.storage import load_as
 from resvae.studies.record import Record, Row, fingerprint, subject
 
 BATCH, MOST = 250, 20  # images at once; blocks deleted or pairs exchanged
@@ -29,6 +29,7 @@ NOTES = {
     "levels": "One level draws from its prior, at no KL: difference is to the bound of that posterior, in which other "
     "levels may cost more. Distortion: -log p(x|z), with that draw and with the prior's mean, both in its unit.",
 }
+UNITS = {"bits_per_dim": "bits/dim", "loss": "-ELBO, nats"}  # of the deciding figure, in tables
 PANELS = {"blocks": "deleted block", "deleted": "blocks deleted", "exchanged": "Kendall's tau"}  # and the x-axis
 Order = tuple[int, ...]  # which block computes at each place of a part; -1: none
 
@@ -75,26 +76,20 @@ def lesions(blocks: Sequence[Unit], draws: int, seed: int | str = 0) -> Iterator
         yield "exchanged", k, list(orders)
 
 
-def chance(model: Any) -> tuple[str, float | None]:
-    """What ``figure`` is: ``error``, ``bits/dim`` or ``-ELBO, nats``; and what equal probabilities give, if known."""
-    if isinstance(model, ResNetClassifier):
-        return "error", 1 - 1 / model.classifier.out_features
-    return ("bits/dim", 8.0) if model.likelihood.discrete else ("-ELBO, nats", None)
+def chance(model: ImageModel) -> tuple[str, float | None]:
+    """What ``figure`` is, as tables name it; and what equal probabilities give, if known."""
+    return UNITS.get(model.deciding, model.deciding), model.chance
 
 
-def figure(model: Any, x: Tensor, y: Tensor, seed: int = 0) -> float:
-    """A classifier's share of errors; a VAE's bits/dim, or -ELBO in nats where p(x|z) is none of the 256 values.
+def figure(model: ImageModel, x: Tensor, y: Tensor, seed: int = 0) -> float:
+    """The mean of the model's deciding figure.
 
     Images are ``[N, C, H, W]``, labels ``[N]``, on the model's device. Posterior noise begins at ``seed`` each time.
     """
     total = 0.0
     with isolated(model, seed):
         for images, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
-            if isinstance(model, ResNetClassifier):
-                total += (model(images).argmax(1) != labels).sum().item()
-            else:
-                terms = model.elbo(images)
-                total += (terms.bits_per_dim if terms.discrete else -terms.elbo).double().sum().item()
+            total += model.figures(images, labels)[model.deciding].double().sum().item()
     return total / len(x)
 
 
@@ -139,7 +134,7 @@ def lesion(
     """
     at_least(1, draws=draws)
     main = subject(model, num, **images)
-    models: dict[str, Any] = {"": main.model} | ({"twin ": load(twin).to(main.x.device)} if twin else {})
+    models: dict[str, Any] = {"": main.model} | ({"twin ": load_as(twin, ImageModel, "twin")} if twin else {})
     kinds = [(f"a {type(m).__name__} of {len(units(m))} blocks", m.image_shape, chance(m)) for m in models.values()]
     places = [([(u.name, u.changes) for u in units(m)], getattr(m, "stochastic", ())) for m in models.values()]
     if (kinds[0], places[0]) != (kinds[-1], places[-1]):

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from resvae.errors import ResvaeError, at_least
 from resvae.isolation import isolated
-from resvae.models import HierarchicalVAE, ImageVAE
+from resvae.models import HierarchicalVAE
 from resvae.models.images import to_unit
 from resvae.networks import ResidualBlock
 from resvae.networks.units import Unit, replaced, summed
@@ -69,12 +68,8 @@ def path_gradients(model: Any, x: Tensor, y: Tensor) -> Callable[[Collection[int
         return end
 
     with replaced((unit, partial(split, unit.block)) for unit in summed(model, "encoder")):
-        losses = (
-            -model.elbo(image).elbo
-            if isinstance(model, ImageVAE)
-            else F.cross_entropy(model(image), y, reduction="none")
-        )
-    (outer,) = torch.autograd.grad(losses.sum(), end, materialize_grads=True)
+        loss = model.figures(image, y)["loss"].sum()
+    (outer,) = torch.autograd.grad(loss, end, materialize_grads=True)
 
     def along(path: Collection[int]) -> Tensor:
         gradient = outer

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from resvae.data import Split
 from resvae.errors import ResvaeError, at_least
-from resvae.evaluation import check_labels
 from resvae.files import write_atomically
-from resvae.models import ResNetClassifier
+from resvae.models import ImageModel
 from resvae.provenance import commit, hardware
 from resvae.runs.data import data_of
-from resvae.storage import load
+from resvae.storage import load_as
 from resvae.studies.table import Row, write_table
 
 
@@ -51,11 +50,10 @@ def subject(source: str, num: int, split: Split = "test", **images: Any) -> Subj
         **images: as ``data_of`` has them: ``data``, ``path``, ``root``.
     """
     at_least(1, num=num)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load(source).to(device)
+    model = load_as(source, ImageModel)
+    device = next(model.parameters()).device
     found = data_of(source, image_shape=model.image_shape, **images)
-    if isinstance(model, ResNetClassifier):
-        check_labels(model, found.labels(split), found.name)
+    model.check_labels(found.labels(split), found.name)
     x, y = found.images(split)[:num], found.labels(split)[:num]
     weights = fingerprint(model)
     return Subject(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resvae.models import ImageVAE
+from resvae.models import ImageModel
 from resvae.models.levels import Level
 from resvae.studies.record import Record, Row, subjects
 
@@ -41,7 +41,9 @@ def responses(
     rows, stds, notes = list[Row](), dict[str, list[float]](), [NOTES.format(seed)]
     for one in studied:
         torch.manual_seed(seed)
-        stds[one.source] = found = record.measure(one.source, lambda one=one: deviations(one.model, one.x).tolist())
+        stds[one.source] = found = record.measure(
+            one.source, lambda one=one: deviations(one.model, one.x, one.y).tolist()
+        )
         for i, ((layer, _), std) in enumerate(zip(main_path(one.model), found, strict=True), 1):
             rows.append({"model": one.source, "layer": i, "name": layer, "std": std})
         notes.append(f"{one.told} {len(found)} layers, mean std {sum(found) / len(found):.4g}.")
@@ -62,8 +64,11 @@ def main_path(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 @torch.no_grad()
-def deviations(model: nn.Module, x: Tensor, batch_size: int = 250) -> Tensor:
-    """Of the response to images ``x [N, C, H, W]`` of each layer of ``main_path``: ``[L]``, float64."""
+def deviations(model: ImageModel, x: Tensor, y: Tensor, batch_size: int = 250) -> Tensor:
+    """The deviation of each layer's response (``main_path``) to images ``[N, C, H, W]`` of labels ``[N]``.
+
+    ``[L]``, float64.
+    """
     path = main_path(model)
     sums = torch.zeros(len(path), 3, dtype=torch.float64, device=x.device)  # number, sum, sum of squares
 
@@ -74,8 +79,8 @@ def deviations(model: nn.Module, x: Tensor, batch_size: int = 250) -> Tensor:
     with ExitStack() as hooks:
         for i, (_, module) in enumerate(path):
             hooks.enter_context(module.register_forward_hook(partial(add, i)))
-        for batch in x.split(batch_size):
-            model.elbo(batch) if isinstance(model, ImageVAE) else model(batch)
+        for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            model.figures(images, labels)
     number, total, squares = sums.T
     return (squares / number - (total / number).square()).clamp(min=0).sqrt()
 

@@ -83,9 +83,7 @@ def result(run: Path, variant: str, depth: int, seed: int) -> Result:
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        (test,) = pl.Trainer(**quiet).test(
-            KINDS["classifier" if type(model).__name__ == "ResNetClassifier" else "vae"](model), data, verbose=False
-        )
+        (test,) = pl.Trainer(**quiet).test(KINDS[model.field](model), data, verbose=False)
     with (run / "metrics.csv").open(newline="") as file:
         log = list(csv.DictReader(file))
     history = {name: [float(row[name]) for row in log if row[name]] for name in log[0]}

@@ -16,7 +16,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from resvae.errors import ResvaeError
-from resvae.storage import MODELS, build, describe
+from resvae.models.registry import registered
+from resvae.storage import build, describe
 from resvae.training.callbacks import ExponentialAverage, Throughput, images_of
 from resvae.training.guard import GradientGuard
 from resvae.training.schedule import Schedule
@@ -181,7 +182,7 @@ class LitModel(pl.LightningModule, ABC):
 
     def description(self) -> dict[str, Any] | None:
         """What the model is; None for one that only code can build: a user's own, or with a part that was given."""
-        if type(self.model).__name__ not in MODELS or self.model.arguments is None:
+        if not registered(self.model) or self.model.arguments is None:
             return None
         with suppress(TypeError):  # a merge that is a function
             json.dumps(self.model.arguments)

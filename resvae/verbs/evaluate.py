@@ -1,14 +1,16 @@
 """``resvae evaluate``: the figures of a trained model."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from resvae import evaluation
 from resvae.data import Split
-from resvae.evaluation import feature_network, full_report, write_report
 from resvae.files import writable
+from resvae.models import ImageVAE, ResNetClassifier
 from resvae.progress import progress
 from resvae.runs.data import data_of
-from resvae.storage import load, load_vae
+from resvae.storage import load_as
 
 
 def evaluate(
@@ -30,28 +32,33 @@ def evaluate(
         features: the network of FID and KID: none, inception, or a MODEL that is a ResNetClassifier.
         probe: whether to train linear classifiers on the representations.
         probe_images: training images of the probe, at most.
-        data: the data set; a run's own unless told.
-        path: of the folder or .npz, for the data sets of those names; the run's own unless told.
-        root: where data sets are; the run's own unless told, or ``data``.
+        data: the data set; default: the run's own.
+        path: of the folder or .npz, for the data sets of those names; default: the run's own.
+        root: where data sets are; default: the run's own, or ``data``.
         split: train, val or test.
         out: a .json in a folder that exists; the table (.md) and a page of plots (.png) go beside it.
     """
     if out is not None:
         writable(out, ".json")
-    vae = load_vae(model)
-    network = None
+    vae, network = load_as(model, ImageVAE), None
     if features != "none":
-        network = features, feature_network(features, vae.image_shape, load).to(next(vae.parameters()).device)
-    report, pictures = full_report(
+        judge = partial(load_as, kind=ResNetClassifier, field="features")
+        network = (
+            features,
+            evaluation.feature_network(features, vae.image_shape, judge).to(next(vae.parameters()).device),
+        )
+    report = evaluation.evaluate(
         vae,
         data_of(model, data, path, root, vae.image_shape),
-        split,
-        source=model,
+        split=split,
         features=network,
         probe_images=probe_images if probe else None,
+        pictures=out is not None,
+        more=(),
+        source=model,
         track=progress,
         **measure,
     )
     print(report.table())
     if out is not None:
-        print("\n".join(f"wrote {path}" for path in write_report(report, pictures, Path(out))))
+        print("\n".join(f"wrote {path}" for path in evaluation.write_report(report, Path(out))))

@@ -1,4 +1,4 @@
-"""``resvae export``: a trained model as a folder to keep or to give away, with a card that says what it is."""
+"""``resvae export``: a trained model as a folder to keep or to share, with a card that describes it."""
 
 import shlex
 import shutil
@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from resvae.errors import ResvaeError
-from resvae.evaluation import classify, full_report
+from resvae.evaluation import evaluate
 from resvae.files import writable
-from resvae.models import ResNetClassifier
 from resvae.runs.data import data_of
 from resvae.runs.folder import read_summary
 from resvae.storage import WEIGHTS, load, save
@@ -30,18 +29,18 @@ Configuration: `config.yaml`.
 
 {protocol}
 """
-
-
-VAE_USES = """\
+USES = {  # by the kind of model
+    "vae": """\
     resvae sample {1} --num 64
-    resvae evaluate {1} --num_samples {0.num_samples} --iw_images {0.iw_images}"""
-CLASSIFIER_USES = "    resvae evaluate MODEL --features {1}"
+    resvae evaluate {1} --num_samples {0.num_samples} --iw_images {0.iw_images}""",
+    "classifier": "    resvae evaluate MODEL --features {1}",
+}
 
 
 def export(
     run: str, out: str, half: bool = False, num_samples: int = 1, iw_images: int | None = None, **images: Any
 ) -> None:
-    """Write a run's best model as a folder to give away: weights, configuration, scores on the test images, a card.
+    """Write a run's best model as a folder to share: weights, configuration, scores on the test images, a card.
 
     The model is a VAE or a classifier; the scores are those of the weights as they are written.
 
@@ -50,7 +49,7 @@ def export(
         out: the new folder; its name is the model's.
         half: keep the weights in float16; they are loaded as float32 all the same.
         num_samples: the largest k of a VAE's importance-weighted bound.
-        iw_images: how many test images that bound is taken of; all unless told.
+        iw_images: how many test images that bound is taken of. Default: all.
 
     Raises:
         ResvaeError: not a run's folder; the folder is there already, or cannot be written.
@@ -66,15 +65,10 @@ def export(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         written = save(model, Path(temporary) / folder.name, dtype)  # its own only when all of it is there
         model = load(written).to("cuda" if torch.cuda.is_available() else "cpu")
-        if isinstance(model, ResNetClassifier):
-            told = {"source": folder.name, "data": data.name, "split": "test"}
-            report, uses = classify(model, data.images("test"), data.labels("test"), **told), CLASSIFIER_USES
-        else:
-            report, _ = full_report(model, data, source=folder.name, num_samples=num_samples, iw_images=iw_images)
-            uses = VAE_USES
+        report = evaluate(model, data, num_samples, iw_images=iw_images, source=folder.name)
         card = CARD.format(
             report=report,
-            uses=uses.format(report, shlex.quote(folder.name)),
+            uses=USES[model.field].format(report, shlex.quote(folder.name)),
             summary=summary,
             commit=f", commit {summary['commit']}" if summary["commit"] else "",
             dtype=str(dtype).removeprefix("torch."),

@@ -4,7 +4,7 @@ import torch
 
 from resvae.errors import ResvaeError
 from resvae.evaluation import linear_probe, probe
-from resvae.evaluation.probe import LIMIT, _representations, _short
+from resvae.evaluation.probe import LIMIT, representations, shortened
 from resvae.models import VAE, ReferenceVAE
 
 
@@ -50,7 +50,7 @@ def test_what_a_model_knows():
 
 def test_representations_are_the_models_own():
     vae, (x, _) = small().eval(), striped(7)
-    found = _representations(vae, x, 0)
+    found = representations(vae, x, 0)
     with torch.no_grad():
         maps = [h.mean((2, 3)) for h in vae.encoder.features(2 * (x / 255) - 1)]
         torch.testing.assert_close(found["posterior mean"], vae.posterior(x).mean)
@@ -65,15 +65,15 @@ def test_the_articles_model_scales_its_input_in_its_own_way():
     x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         last = vae.encoder.network(x / 255).mean((2, 3))
-    torch.testing.assert_close(_representations(vae, x, 0)["encoder, last map"], last)
+    torch.testing.assert_close(representations(vae, x, 0)["encoder, last map"], last)
 
 
 def test_long_vectors_are_projected_and_keep_their_distances():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(6, 6000)).astype(np.float32)
-    y = _short(x, 0)
+    y = shortened(x, 0)
     assert y.shape == (6, LIMIT)
-    np.testing.assert_array_equal(y[2:], _short(x[2:], 0))
+    np.testing.assert_array_equal(y[2:], shortened(x[2:], 0))
     for a, b in ((0, 1), (2, 3), (4, 5)):
         assert np.linalg.norm(y[a] - y[b]) == pytest.approx(np.linalg.norm(x[a] - x[b]), rel=0.1)
 

@@ -1,19 +1,19 @@
 import json
 import math
 import subprocess
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from resvae.data import ImageSets
 from resvae.errors import ResvaeError
-from resvae.evaluation import Report, evaluate
+from resvae.evaluation import Measure, evaluate
 from resvae.models import VAE, HierarchicalVAE
 from resvae.models.levels import Level
-
-MEASURED = [f.name for f in fields(Report) if f.name not in ("seconds", "hardware", "torch")]
 
 
 def small(likelihood="discretized_logistic", shape=(3, 16, 16)):
@@ -27,10 +27,6 @@ def small(likelihood="discretized_logistic", shape=(3, 16, 16)):
 def images(num=7, shape=(3, 16, 16), seed=0):
     coarse = torch.rand(num, shape[0], 4, 4, generator=torch.Generator().manual_seed(seed))
     return (255 * F.interpolate(coarse, size=shape[1:], mode="bilinear")).round().to(torch.uint8)
-
-
-def measured(report):
-    return {name: getattr(report, name) for name in MEASURED}
 
 
 def close(a, b, rel=1e-5):
@@ -133,55 +129,39 @@ def test_a_density_has_neither_bits_nor_floor():
 def test_one_seed_one_report():
     vae, batches = small(), images().split(4)
     torch.manual_seed(1)
-    first = measured(evaluate(vae, batches, 2, seed=5))
+    first = evaluate(vae, batches, 2, seed=5).figures()
     torch.manual_seed(2)
-    assert measured(evaluate(vae, batches, 2, seed=5)) == first
-    other = measured(evaluate(vae, batches, 2, seed=6))
+    assert evaluate(vae, batches, 2, seed=5).figures() == first
+    other = evaluate(vae, batches, 2, seed=6).figures()
     assert other["elbo"] != first["elbo"]
     assert other["psnr"] == first["psnr"]  # reconstructions hold no noise
 
 
-def test_the_callers_random_stream_is_left_alone():
-    torch.manual_seed(3)
-    expected = torch.rand(4)
-    torch.manual_seed(3)
-    evaluate(small_without_seeding(), [images()], 2)
-    assert torch.equal(torch.rand(4), expected)
-
-
-def small_without_seeding():
-    state = torch.get_rng_state()
-    vae = small()
-    torch.set_rng_state(state)
-    return vae
-
-
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_left_as_it_was(training):
+def test_the_model_and_the_random_stream_are_left_as_they_were(training):
     vae = small("gaussian").train(training)  # whose running variance moves in training
+    vae.encoder.eval()  # submodules have modes of their own
     before = {k: v.clone() for k, v in vae.state_dict().items()}
-    evaluate(vae, [images()])
-    assert all(module.training == training for module in vae.modules())
+    state = torch.get_rng_state()
+    evaluate(vae, [images()], 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (vae.training, vae.head.training, vae.encoder.training) == (training, training, False)
     assert all(torch.equal(v, before[k]) for k, v in vae.state_dict().items())
     assert all(p.grad is None for p in vae.parameters())
 
 
-def test_the_bound_tightens_with_k():
-    vae, x = small(), images(40)
-    one, many = (evaluate(vae, [x], k).importance_weighted for k in (1, 30))
-    assert many > one
-
-
 def test_floats_and_uint8_give_one_report():
     x = images()
-    a, b = measured(evaluate(small(), [x])), measured(evaluate(small(), [x / 255]))
-    assert a == b
+    assert evaluate(small(), [x]).figures() == evaluate(small(), [x / 255]).figures()
 
 
 def test_json_and_table():
     report = evaluate(small(), [images()], num_samples=4)
     read = json.loads(report.json())
-    assert read == json.loads(json.dumps(asdict(report)))
+    assert read["seconds"] == report.seconds
+    assert read["kl_levels"] == list(report.kl_levels)
+    assert read["importance_curve"] == [asdict(bound) for bound in report.importance_curve]
+    assert (read["distances"], read["probe"], read["neighbours"]) == (None, None, [])
     assert [bound["k"] for bound in read["importance_curve"]] == [1, 4]
     table = report.table().splitlines()
     assert all(row.count("|") == table[0].count("|") == 3 for row in table if not row.startswith("|-"))
@@ -194,8 +174,8 @@ def test_json_and_table():
     assert rows["active units"] == f"{report.active_units} of 5"
     assert rows["PSNR, dB"] == f"{report.psnr:.2f}"
     assert "7 images" in table[0]
-    named = evaluate(small(), [images()], source="runs/a", data="cifar10", split="val")
-    assert "7 cifar10 val images" in named.table().splitlines()[0]
+    named = evaluate(small(shape=(1, 8, 8)), ImageSets("digits"), split="val", num=7, source="runs/a")
+    assert "7 digits val images" in named.table().splitlines()[0]
     assert "runs/a" in named.protocol()
     assert "latent_dim=5" in named.protocol()
 
@@ -234,14 +214,6 @@ def test_the_commit_is_that_of_the_checkout_that_tracks_the_package(tmp_path, mo
     assert f" at {report.commit}," in report.protocol()
 
 
-def test_submodules_keep_their_own_modes():
-    vae = small().train()
-    vae.encoder.eval()
-    evaluate(vae, [images()])
-    assert vae.training
-    assert not vae.encoder.training
-
-
 def test_refusals():
     vae = small().train()
     with pytest.raises(ResvaeError, match="iw_images: 0"):
@@ -255,16 +227,49 @@ def test_refusals():
     assert vae.training  # put back even when something fails
 
 
-def test_8x8_images_have_a_report_too():
-    report = evaluate(small(shape=(1, 8, 8)), [images(5, (1, 8, 8))])
-    assert report.images == 5
+@pytest.mark.parametrize("size", [8, 4])
+def test_images_smaller_than_the_window_have_no_ssim(size):
+    report = evaluate(small(shape=(1, size, size)), [images(5, (1, size, size))])
     assert math.isfinite(report.psnr)
-    assert report.ssim is not None
-    assert -1 <= report.ssim <= 1
+    assert (report.ssim is None) == ("SSIM" not in report.table()) == (size < 6)
 
 
-def test_images_smaller_than_the_window_have_no_ssim():
-    report = evaluate(small(shape=(1, 4, 4)), [images(5, (1, 4, 4))])
-    assert report.ssim is None
-    assert "SSIM" not in report.table()
-    assert math.isfinite(report.psnr)
+class Brightness(Measure):
+    """A measure of one's own."""
+
+    def update(self, asked, x, y):
+        self.means = [*getattr(self, "means", []), x.x.mean()]
+
+    def fields(self):
+        return {"brightness": torch.stack(self.means).mean().item()}
+
+    def rows(self):
+        return [("brightness", f"{self.fields()['brightness']:.3f}")]
+
+
+def test_a_measure_of_one_s_own():
+    report = evaluate(small(), [images()], more=[Brightness()])
+    assert json.loads(report.json())["brightness"] == report.brightness == pytest.approx(images().double().mean() / 255)
+    assert f"| brightness | {report.brightness:.3f} |" in report.table()
+
+
+@pytest.mark.parametrize("kind", ["VAE", "HierarchicalVAE"])
+def test_the_encoder_runs_once_per_batch_and_samples_are_drawn_once(kind):
+    torch.manual_seed(0)
+    shape = {"image_shape": (1, 8, 8), "widths": (8, 8), "strides": (1, 2)}
+    vae = VAE((1, 1), 4, **shape) if kind == "VAE" else HierarchicalVAE((1, 1), 2, 2, **shape)
+    encoded, drawn, sample = [], [], vae.sample
+    vae.encoder.stem.register_forward_hook(lambda *_: encoded.append(1))
+    vae.sample = lambda num: drawn.append(num) or sample(num)
+    judge = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    judge[0].register_forward_pre_hook(lambda _, x: (x[0].float() / 255,))
+    asked = {"features": ("a judge", judge), "neighbours": True, "pictures": True, "num": 299, "iw_images": 255}
+    report = evaluate(vae, ImageSets("digits"), 3, **asked)
+    assert len(encoded) == 2  # of 250 and 49
+    assert drawn == [250] * 4
+    assert (report.iw_images, report.distances.generated, report.neighbours[0].samples) == (255, 299, 1000)
+    assert [title.split(",")[0].split(" (")[0] for title in report.pictures()][2:] == [
+        "samples",
+        "images",
+        *["sample | its nearest training images"] * 2,
+    ]

@@ -357,7 +357,7 @@ def test_a_temperature_a_level():
 
 @pytest.mark.parametrize("temperature", [[1.0], [1.0] * 4, [1.0, -0.1, 1.0], [1.0, math.nan, 1.0], [], -1.0])
 def test_other_temperatures_are_refused(temperature):
-    with pytest.raises(ResvaeError, match=r"^temperature: .* is not allowed; 0 or more, .*one a level \(3\)$"):
+    with pytest.raises(ResvaeError, match=r"^temperature: .* is not allowed; 0 or more, .*one per level \(3\)$"):
         tiny().sample(2, temperature=temperature)
 
 

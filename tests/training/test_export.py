@@ -7,7 +7,7 @@ import torch
 
 from resvae import load
 from resvae.cli import main
-from resvae.evaluation import classify, evaluate
+from resvae.evaluation import evaluate
 from resvae.runs.data import data_of
 from resvae.storage import WEIGHTS
 
@@ -94,7 +94,7 @@ def test_a_classifier_is_given_away_as_the_feature_network_that_it_can_be(tmp_pa
     assert main(["export", str(tmp_path / "small"), str(out)]) == 0
     report = json.loads((out / "report.json").read_text())
     data = data_of(str(out))
-    assert report["error"] == classify(load(out), data.images("test"), data.labels("test")).error
+    assert report["error"] == evaluate(load(out), data).error
     assert report["error"] < 0.8
     assert "resvae evaluate MODEL --features 'my judge'" in (out / "README.md").read_text()
     assert main(["evaluate", str(run), "--num=20", f"--features={out}", f"--out={tmp_path / 'report.json'}"]) == 0

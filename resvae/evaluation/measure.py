@@ -1,0 +1,88 @@
+"""What a report is made of: a measure has figures, table rows, a line on how they were obtained, and pictures."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from resvae.data import ImageSets, Split
+from resvae.errors import ResvaeError
+
+BATCH = 250
+COLUMNS = 8  # of the pictures' grids
+Picture = Tensor | Callable[[Any], None]  # [3, H, W] in [0, 1], or what draws on matplotlib's axes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured; the arguments of ``evaluate`` have the same names."""
+
+    model: Any
+    device: torch.device
+    sets: ImageSets | None  # None: the images were given as batches
+    split: Split
+    num: int | None
+    seed: int
+    track: Callable[[Iterable[Any], str], Iterable[Any]]
+
+    def tested(self) -> tuple[Tensor, Tensor]:
+        """The measured images ``[N, C, H, W]``, uint8, and their labels ``[N]``."""
+        if self.sets is None:
+            raise ResvaeError("images: batches are not allowed with features, a probe or neighbours; give an ImageSets")
+        return self.sets.images(self.split)[: self.num], self.sets.labels(self.split)[: self.num]
+
+    def train(self, num: int | None = None) -> tuple[Tensor, Tensor]:
+        """The first ``num`` training images and their labels; all by default."""
+        self.tested()
+        if self.split == "train":
+            raise ResvaeError("split: train is not allowed with a probe or neighbours, which hold images against it")
+        assert self.sets is not None
+        return self.sets.images("train")[:num], self.sets.labels("train")[:num]
+
+
+class Measure(ABC):
+    """One part of a report. A new one is a subclass in a file of its own, and a line in ``evaluate``.
+
+    A measure that was not asked for stays in the report, without rows, and its fields are None.
+    """
+
+    field: ClassVar[str] = "vae"  # the kind of model that it is of: ``ImageModel.field``
+    generated: int = 0  # how many generated images it wants
+
+    def begin(self, asked: Asked) -> None:
+        """Refuse what cannot be measured, before any work."""
+        return
+
+    def update(self, asked: Asked, x: Any, y: Tensor | None) -> None:
+        """Take a batch: what ``model.encoded`` returned, and the labels ``[B]``, on the model's device.
+
+        All measures draw noise from one stream; the model is in eval mode, without gradients.
+        """
+        return
+
+    def finish(self, asked: Asked, samples: Tensor) -> None:
+        """After all batches; ``samples`` are generated images, uint8 on the CPU, as many as any measure wants."""
+        return
+
+    @abstractmethod
+    def fields(self) -> dict[str, Any]:
+        """What it adds to ``report.json``: numbers, None, dataclasses, or tuples of them."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What was measured, and the figure, as a person reads them."""
+        return []
+
+    def headlines(self) -> tuple[str, ...]:
+        """How the rows begin that stand above the page of plots."""
+        return ()
+
+    def protocol(self) -> list[str]:
+        """How the figures were obtained, one line each."""
+        return []
+
+    def pictures(self) -> dict[str, Picture]:
+        """Pictures by their titles."""
+        return {}
