@@ -491,7 +491,7 @@ def test_every_pixel_reaches_the_coarsest_latents(shape, strides, coarsest):
     [
         ({"levels": 0}, "levels: 0 is not allowed; at least 1"),
         ({"levels": -3}, "levels: -3 is not allowed; at least 1"),
-        ({"levels": (1, 1, 1)}, r"levels: \(1, 1, 1\) is not allowed; .* 2, one of them above 0"),
+        ({"levels": (1, 1, 1)}, r"levels: \(1, 1, 1\) is not allowed; .* 2 numbers of levels, .* one of them above 0"),
         ({"levels": (0, 0)}, r"levels: \(0, 0\) is not allowed; .*above 0"),
         ({"levels": (2, -1)}, r"levels: \(2, -1\) is not allowed; "),
         ({"levels": "22"}, "levels: '22' is not allowed; "),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -22,11 +23,14 @@ Start = Callable[..., int]
 def instead(monkeypatch) -> Callable[[Start], None]:
     """Puts a function of the arguments of ``resvae`` and the options of Popen in the place of a run's process."""
 
+    one_at_a_time = Lock()
+
     def put(start: Start) -> None:
         class Process:
             def __init__(self, command: list[str], **options: Any):
                 assert command[:3] == [sys.executable, "-m", "resvae"]
-                self.code = start(command[3:], **options)
+                with one_at_a_time:  # threads start them, and nothing that a test calls need be safe for that
+                    self.code = start(command[3:], **options)
 
             def __enter__(self) -> "Process":
                 return self
