@@ -46,12 +46,6 @@ def test_depth_counts_the_weighted_layers_of_the_main_path(depth, kind, blocks):
     assert len(passed) == len(set(passed)) == depth
 
 
-@pytest.mark.parametrize("depth", [16, 40])
-def test_depth_with_two_stages(depth):
-    vae = VAE(depth, 4, (3, 8, 8), (4, 8), (1, 2))
-    assert len(main_path(vae, images())) == depth
-
-
 def test_blocks_a_stage_instead_of_a_depth():
     vae = VAE((1, 2, 3, 1), **TINY)
     assert tuple(map(len, vae.encoder.stages)) == (1, 2, 3, 1)
@@ -139,8 +133,6 @@ def test_bad_arguments_are_refused():
         VAE(28, image_shape=(3, 32))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ResvaeError, match="latent_dim: 0"):
         VAE(28, **TINY | {"latent_dim": 0})
-    with pytest.raises(ResvaeError, match=r"likelihood: 'poisson'.*bernoulli"):
-        VAE(28, likelihood="poisson", **TINY)
     with pytest.raises(ResvaeError, match="one number a stage"):
         VAE(28, 4, (3, 8, 8), (4, 4, 8, 8), (1, 2))
 
