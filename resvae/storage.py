@@ -163,7 +163,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _load_checkpoint(path: Path) -> ImageModel:
     if path.suffix == ".safetensors":
-        raise ResvaeError(f"model: {path} alone does not tell the model; give its folder, with {CONFIG}")
+        raise ResvaeError(f"model: {path} alone does not say which model it is; give its folder, with {CONFIG}")
     checkpoint = read_checkpoint(path)
     if "resvae" not in checkpoint or "state_dict" not in checkpoint:
         raise ResvaeError(f"checkpoint: {path} was not written by resvae: it does not tell which model it holds")

@@ -14,7 +14,7 @@ SMALLEST_TILE = 48  # pixels: smaller images are enlarged by whole factors, so t
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
-    """Tile images ``[N, C, H, W]`` in [0, 1] into one ``[3, H', W']``, row by row, about square unless told."""
+    """Tile images ``[N, C, H, W]`` in [0, 1] into one ``[3, H', W']``, row by row; about square by default."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     factor = max(1, SMALLEST_TILE // images.shape[-1])
     images = images.float().repeat_interleave(factor, -1).repeat_interleave(factor, -2)

@@ -11,7 +11,7 @@ from torch.types import _size
 from resvae.networks import BlockConfig
 from resvae.networks.blocks import SECOND_MOMENT
 
-# Given a level's number, prior and posterior (None without an image): the latents that the decoder goes on with.
+# Given a level's number, prior and posterior (None without an image): the latents that the decoder continues with.
 Choose = Callable[[int, Normal, Normal | None], Tensor]
 
 

@@ -17,7 +17,7 @@ from resvae.studies.record import Record, Row, subject
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 NOTES = (
-    "ratio, |F(x)| / |x|: x as the connection hands it on, or as it is in a plain block, where F(x) alone goes on. "
+    "ratio, |F(x)| / |x|: x as the connection passes it on, or as it is in a plain block, where F(x) alone continues. "
     "merged: their sum, or what the block's merge makes of them. A panel's scale ends at 99.5 % of its magnitudes. "
     "Overview: maps about their means, along the merged map's first principal channel, where x and F(x) add up to "
     "their sum; red where it is bright. Eval mode, seed {}. No figures are reported."
@@ -111,12 +111,12 @@ def write_block(passage: Passage, title: str, picture: Tensor, path: Path) -> No
 
 
 def write_overview(each: list[Passage], titles: list[str], picture: Tensor, path: Path) -> None:
-    """The image ``[1, C, H, W]``, and a row a block: what the connection hands on, what the branch adds, the sum."""
+    """The image ``[1, C, H, W]``, and per block what the connection passes on, what the branch adds, and the sum."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, min(2.2, 400 / len(each)) * (len(each) + 1)), layout="constrained")
     axes = figure.subplots(len(each) + 1)
-    _draw(axes[0], image_grid(picture), "image; a row a block: x and F(x), and both merged")
+    _draw(axes[0], image_grid(picture), "image; one row per block: x and F(x), and both merged")
     for axis, passage, title in zip(axes[1:], each, titles, strict=True):
         maps = [passage.carried, passage.added, passage.merged][2 * passage.unit.block.plain :]
         maps = [each - each.mean((1, 2), keepdim=True) for each in maps]

@@ -18,7 +18,7 @@ from resvae.studies.record import Record, Row, Subject, subjects
 WHEN = ("start", "trained")
 NOTES = (
     "norm: of dL/dx, what comes back through the block to its input x, mean over batches of 32 to 63; L: the batch's "
-    "mean cross-entropy, or -ELBO of a VAE, nats an image. start: new weights, seed {}; trained: the checkpoint. Both "
+    "mean cross-entropy, or -ELBO of a VAE, nats per image. start: new weights, seed {}; trained: the checkpoint. Both "
     "in train mode, as training sees them: in eval mode a new model would divide by statistics that it has not "
     "gathered. connection, branch: the norm of what comes through each, over the whole's (He 2016, equation 5, for one "
     "block: dL/dx = dL/dy (1 + dF/dx); no figures reported); the two add as vectors, so these need not sum to 1; a "

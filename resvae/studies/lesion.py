@@ -53,9 +53,10 @@ def tau(order: Order) -> float:
 def lesions(blocks: Sequence[Unit], draws: int, seed: int | str = 0) -> Iterator[tuple[str, int, list[Order]]]:
     """``deleted`` or ``exchanged``, k and the orders: each block deleted alone, and ``draws`` at random for other k.
 
-    k is the number of blocks, or of pairs, from 0 to 20 or as many as there are. What is drawn again counts once; more
-    draws begin with the same. Pairs are of one stage and width, and no block is in two. Blocks that change the shape
-    stay where they are, and so does one that, unlike its neighbours, begins ahead of the split, as after the stem.
+    k is the number of blocks, or of pairs, from 0 to 20 or as many as there are. An order that is drawn twice counts
+    once; more draws begin with the same ones. Pairs are of one stage and width, and no block is in two. Blocks that
+    change the shape stay where they are. So does one that, unlike its neighbours, begins before the split, as after
+    the stem.
     """
     places, alike = range(len(blocks)), dict[tuple[str, int, int], list[int]]()
     for place, unit in enumerate(blocks):
@@ -96,7 +97,8 @@ def figure(model: ImageModel, x: Tensor, y: Tensor, seed: int = 0) -> float:
 def descend(vae: HierarchicalVAE, x: Tensor, level: int = -1, mean: bool = False, seed: int = 0) -> list[float]:
     """-log p(x|z) of uint8 images, then each level's KL, in the unit of ``figure``; ``level`` draws from its prior.
 
-    Its KL is 0, the sum that posterior's bound; with the prior's ``mean`` it is none. The noise is always the same.
+    The level's KL is then 0, and the sum is the bound of that posterior; with the prior's ``mean`` it is no bound.
+    The noise is always the same.
     """
 
     def choose(number: int, prior: Normal, posterior: Normal | None) -> Tensor:
@@ -126,11 +128,11 @@ def lesion(
 
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
-        twin: another with blocks in the same places, as a plain one, for the same tables and plots.
+        twin: another model with blocks in the same places, for instance a plain one, for the same tables and plots.
         num: how many images, the first.
-        draws: of k blocks, and of k pairs.
+        draws: how many random choices of k blocks, and of k pairs.
         seed: of the draws and of the posterior noise, which is the same for all figures.
-        out: the folder of tables and plot; a study that was stopped goes on there, and takes more draws or a twin.
+        out: the folder of tables and plot; a study that was stopped resumes there, also with more draws or a twin.
     """
     at_least(1, draws=draws)
     main = subject(model, num, **images)

@@ -127,9 +127,9 @@ def paths(
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights; of a VAE, its encoder.
         num: images, the first of the split.
-        draws: random paths a length, for each 16 images.
+        draws: random paths per length, for every 16 images.
         seed: of the paths, and of a VAE's latents.
-        out: the study's folder; a study that was stopped goes on there.
+        out: the study's folder; a study that was stopped resumes there.
     """
     at_least(1, draws=draws)
     at_least(0, seed=seed)
@@ -150,8 +150,8 @@ def paths(
     levels = isinstance(seen.model, HierarchicalVAE)  # they read the encoder's earlier stages, too
     whole = "what comes back from the encoder's end, a part of the whole" if levels else "the whole"
     notes = (
-        f"{seen.told} Seed {seed}, {draws} random paths a length, for {BATCH} images each. Norm: an image's gradient, "
-        f"nats for pixels in [0, 1], mean and quantiles. 95% of all 2^{n} paths have {first} to {last} units. At k "
+        f"{seen.told} Seed {seed}, {draws} random paths per length, for {BATCH} images each. Norm: an image's gradient "
+        f"in nats for pixels in [0, 1], mean and quantiles. 95% of all 2^{n} paths have {first} to {last} units. At k "
         f"units log(norm) is fitted by {fit[1]:.3g} {fit[0]:+.3g} k, R^2 {fit[2]:.3f}. 95% of norm x number of paths "
         f"comes from {low} to {high} units, {sum(counts[low : high + 1]) / 2**n:.2%} of all paths. Gradients of all "
         f"paths add up to {whole}, outputs where units are linear. Reported (Veit et al. 2016, section 5; 54 units, "

@@ -1,4 +1,4 @@
-"""What every study stands on: the model and images it looks at, and a folder that keeps each figure once measured."""
+"""What all studies share: the model and images that are studied, and a folder that keeps each measured figure."""
 
 import hashlib
 import json
@@ -84,11 +84,11 @@ def fingerprint(model: nn.Module) -> str:
 
 
 class Record:
-    """A study's folder. Each figure is written as it is measured, and not measured again when the study goes on.
+    """A study's folder. Each figure is written once it is measured, and not measured again when the study resumes.
 
     Args:
-        folder: of the study; made where it is missing.
-        settings: what the figures depend on. A folder that holds figures of others is refused.
+        folder: of the study; it is created where it is missing.
+        settings: what the figures depend on. A folder with figures of other settings is refused.
     """
 
     def __init__(self, folder: str | Path, settings: dict[str, Any]):
@@ -117,7 +117,7 @@ class Record:
         return self._kept["rows"][key]
 
     def write(self, name: str, rows: Sequence[Row], notes: str) -> str:
-        """``name.md`` and ``name.csv``; the notes tell the machine and the commit too. Returns the Markdown."""
+        """``name.md`` and ``name.csv``; the notes also name the machine and the commit. Returns the Markdown."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         at = f", commit {self._kept['commit'][:7]}" if self._kept["commit"] else ""
         return write_table(rows, self.folder, name, f"{notes} {hardware(device)}{at}.")

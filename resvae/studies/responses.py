@@ -14,10 +14,10 @@ from resvae.models.levels import Level
 from resvae.studies.record import Record, Row, subjects
 
 NOTES = (
-    "std: over images, places and channels, of what a convolution on the main path gives, after the normalisation that "
-    "follows it directly, before activation and addition; latents' own layers are left out. Reported (He 2015, figure "
-    "7, CIFAR-10, curves only): responses of residual networks are generally smaller than those of plain ones, and "
-    "smaller the deeper the network. Eval mode, batches of 250, seed {}."
+    "std: over images, locations and channels, of what a convolution on the main path gives, after the normalisation "
+    "that follows it directly, before activation and addition; latents' own layers are left out. Reported (He 2015, "
+    "figure 7, CIFAR-10, curves only): responses of residual networks are generally smaller than those of plain ones, "
+    "and smaller the deeper the network. Eval mode, batches of 250, seed {}."
 )
 
 

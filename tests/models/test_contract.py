@@ -70,6 +70,65 @@ def test_elbo_is_a_term_an_image(vae):
     assert (terms.kl > 0).all()
 
 
+def test_figures_are_the_terms_by_their_names(vae):
+    x = images(vae, 3)
+    terms, figures = seeded(7, vae.elbo, x), seeded(7, vae.figures, x, torch.zeros(3))
+    assert torch.equal(figures["loss"], -terms.elbo)
+    assert torch.equal(figures["kl"], terms.kl.sum(1))
+    assert ("bits_per_dim" in figures) == terms.discrete == (vae.chance == 8.0)
+    assert ("loss_over_floor" in figures) == (terms.floor is not None)
+    assert vae.deciding == ("bits_per_dim" if terms.discrete else "loss")
+    assert figures[vae.deciding].requires_grad
+    vae.check_labels(torch.zeros(3), "any")  # it needs none
+
+
+def counted(vae, *parts):
+    """How often each part has run."""
+    runs = dict.fromkeys(parts, 0)
+
+    def count(name):
+        runs[name] += 1
+
+    for name in parts:
+        vae.get_submodule(name).register_forward_hook(lambda *_, name=name: count(name))
+    return runs
+
+
+def test_what_is_encoded_serves_all_methods(vae):
+    x = images(vae, 4)
+    stem = "encoder.dense" if isinstance(vae, ReferenceVAE) else "encoder.stem"
+    methods = {
+        "elbo": lambda x: vae.elbo(x).elbo,
+        "log_likelihood": lambda x: vae.log_likelihood(x, 2),
+        "posterior": lambda x: vae.posterior(x).rsample(),
+        "reconstruct": vae.reconstruct,
+        "shift": vae.shift,
+        "interpolate": lambda x: vae.interpolate(x, x, 3),
+    }
+    expected = {name: seeded(3, method, x) for name, method in methods.items()}
+    runs = counted(vae, stem)
+    seen = vae.encoded(x / 255)
+    assert vae.encoded(seen) is seen
+    assert seen.first(9) is seen
+    for name, method in methods.items():
+        assert torch.equal(seeded(3, method, seen), expected[name]), name
+    assert runs[stem] == 1
+    torch.testing.assert_close(vae.posterior(seen.first(2)).mean, vae.posterior(x).mean[:2])
+
+
+def test_the_decoder_runs_no_more_than_it_must(vae):
+    x, last = images(vae, 2), "out" if hasattr(vae, "descend") else "decoder"
+    runs = counted(vae, last)
+    for call, passes in (
+        (lambda: vae.sample(2), 1),
+        (lambda: vae.reconstruct(x), 1),
+        (lambda: vae.interpolate(x, x, 5), 5),
+    ):
+        before = runs[last]
+        call()
+        assert runs[last] - before == passes
+
+
 def test_a_real_floor_lies_under_the_loss(vae):
     terms = vae.elbo(images(vae, 3))
     assert (terms.floor is None) == (type(vae.likelihood).__name__ != "Bernoulli")
@@ -169,13 +228,6 @@ def test_log_weights(vae):
     prior = Normal(0.0, 1.0).log_prob(z).sum(1)
     torch.testing.assert_close(weight, vae.decode(z).log_prob(x / 255) + prior - q.log_prob(z))
     assert len(list(vae.log_weights(x, 4))) == 4
-
-
-def test_importance_bound_of_one_sample_is_its_log_weight(vae):
-    x = images(vae, 3)
-    torch.manual_seed(5)
-    weight = next(vae.log_weights(x, 1))
-    assert torch.equal(seeded(5, vae.log_likelihood, x, 1), weight.detach())
 
 
 def test_importance_bound_is_the_log_of_the_mean_weight(vae):

@@ -9,6 +9,7 @@ import torch
 from torch.distributions import Independent, Laplace
 
 import resvae
+from resvae.cli import main
 from resvae.errors import ResvaeError
 from resvae.models import MODELS, ImageModel, register
 from resvae.models.registry import registered
@@ -154,26 +155,22 @@ def test_likelihoods_that_there_are_not_are_refused_in_one_line(likelihood, said
     assert "\n" not in str(caught.value)
 
 
+MIXTURE, FIXED = {"name": "discretized_mixture", "num_mixtures": 5}, {"name": "gaussian", "variance": 0.5}
+
+
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
-        (["--model.vae.likelihood=bernoulli"], "bernoulli"),
-        (
-            ["--model.vae.likelihood={name: discretized_mixture, num_mixtures: 5}"],
-            {"name": "discretized_mixture", "num_mixtures": 5},
-        ),
-        (
-            ["--model.vae.likelihood.name=gaussian", "--model.vae.likelihood.variance=0.5"],
-            {"name": "gaussian", "variance": 0.5},
-        ),
-        (["--model.vae.likelihood=resvae.probability.LogisticMixture"], "discretized_mixture"),
+        ("=bernoulli", "bernoulli"),
+        ("={name: discretized_mixture, num_mixtures: 5}", MIXTURE),
+        (".name=gaussian --model.vae.likelihood.variance=0.5", FIXED),
+        ("=resvae.probability.LogisticMixture", "discretized_mixture"),
     ],
 )
 def test_on_the_command_line_a_likelihood_is_a_name_a_dict_or_a_class(given, kept, tmp_path):
-    from resvae.cli import main
-
     (tmp_path / "config.yaml").write_text(CONFIG.replace("my_parts.MyVAE", "resvae.VAE").replace("latent_dim", "depth"))
     sizes = ["--model.vae.depth=16", "--model.vae.image_shape=[1, 8, 8]", "--model.vae.widths=[4, 4]"]
     sizes += ["--model.vae.strides=[1, 2]", "--tracker=none", "--images.every_n_epochs=0", f"--runs={tmp_path}"]
+    given = f"--model.vae.likelihood{given}".split(" ") if " --" in given else [f"--model.vae.likelihood{given}"]
     assert main(["fit", f"--config={tmp_path / 'config.yaml'}", *sizes, *given]) == 0
     assert load(tmp_path / "mine").arguments["likelihood"] == kept

@@ -46,12 +46,6 @@ def test_depth_counts_the_weighted_layers_of_the_main_path(depth, kind, blocks):
     assert len(passed) == len(set(passed)) == depth
 
 
-@pytest.mark.parametrize("depth", [16, 40])
-def test_depth_with_two_stages(depth):
-    vae = VAE(depth, 4, (3, 8, 8), (4, 8), (1, 2))
-    assert len(main_path(vae, images())) == depth
-
-
 def test_blocks_a_stage_instead_of_a_depth():
     vae = VAE((1, 2, 3, 1), **TINY)
     assert tuple(map(len, vae.encoder.stages)) == (1, 2, 3, 1)
@@ -139,8 +133,6 @@ def test_bad_arguments_are_refused():
         VAE(28, image_shape=(3, 32))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ResvaeError, match="latent_dim: 0"):
         VAE(28, **TINY | {"latent_dim": 0})
-    with pytest.raises(ResvaeError, match=r"likelihood: 'poisson'.*bernoulli"):
-        VAE(28, likelihood="poisson", **TINY)
     with pytest.raises(ResvaeError, match="one number per stage"):
         VAE(28, 4, (3, 8, 8), (4, 4, 8, 8), (1, 2))
 
@@ -171,19 +163,3 @@ def test_the_latents_speak_from_the_first_step():
     q = vae.posterior(images(64)).base_dist
     torch.testing.assert_close(q.scale.log().mean(), torch.tensor(-1.0), atol=0.1, rtol=0)
     assert 0.15 < q.mean.std(0).mean() < 3  # images differ in their latents; from a zero head they would not
-
-
-def test_a_small_model_learns():
-    torch.manual_seed(0)
-    vae = VAE((1, 1), 8, (3, 8, 8), (8, 16), (1, 2))
-    coarse = torch.rand(32, 3, 2, 2)
-    x = (255 * nn.functional.interpolate(coarse, scale_factor=4)).to(torch.uint8)
-    optimizer = torch.optim.Adam(vae.parameters(), 5e-3)
-    losses = []
-    for _ in range(40):
-        loss = vae.elbo(x).bits_per_dim.mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 1

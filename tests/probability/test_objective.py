@@ -14,18 +14,6 @@ def test_the_uniform_distribution_costs_eight_bits_a_dimension():
     torch.testing.assert_close(terms.bits_per_dim, torch.full((4,), 8.0))
 
 
-def test_elbo_has_its_natural_sign_and_sums_the_levels():
-    terms = ElboTerms(torch.tensor([-10.0, -20.0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 2, discrete=True)
-    torch.testing.assert_close(terms.elbo, torch.tensor([-13.0, -27.0]))
-    torch.testing.assert_close(terms.bits_per_dim, torch.tensor([13.0, 27.0]) / (2 * math.log(2)))
-
-
-def test_a_density_has_no_bits_per_dimension():
-    terms = ElboTerms(torch.zeros(1), torch.zeros(1, 1), 4, discrete=False)
-    with pytest.raises(ResvaeError, match="discretized_mixture"):
-        _ = terms.bits_per_dim
-
-
 def log_weights(k, repeats, generator):
     """log p(x, z) - log q(z) for p(z) = N(0, 1), p(x|z) = N(z, 1), x = 1.5 and a q that is not the posterior."""
     q, prior = Normal(0.3, 1.2), Normal(0.0, 1.0)

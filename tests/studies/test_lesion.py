@@ -87,9 +87,6 @@ def test_blocks_of_one_width_in_two_stages_are_not_exchanged():
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 3, 2, 1, 4), (1, 0, 3, 2), (4, 0, 2, 1, 3)])
 def test_tau_is_kendalls(order: tuple[int, ...]):
     assert tau(order) == pytest.approx(kendalltau(range(len(order)), order).statistic)
-
-
-def test_a_part_of_one_block_is_in_order():
     assert tau((0,)) == 1
 
 
