@@ -215,9 +215,7 @@ def test_torchvision_sets(
 
 @pytest.mark.parametrize("error", [RuntimeError("File not found\nor corrupted"), OSError("no route"), EOFError()])
 @pytest.mark.parametrize("download", [True, False])
-def test_a_set_that_is_absent_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, download: bool
-) -> None:
+def test_an_absent_set_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception, download: bool) -> None:
     asked = []
 
     def failing(root: str, **options: Any) -> None:
