@@ -82,7 +82,7 @@ def read(
         train, test = (Images(resized(part.x, image_size), part.y) for part in source)
     shapes = [tuple(part.x.shape[1:]) for part in (train, test)]
     if shapes[0] != shapes[1]:
-        raise ResvaeError(f"data.path: training images are {shapes[0]}, test images {shapes[1]}; they must be equal")
+        raise ResvaeError(f"data.path: training images are {shapes[0]}, test images {shapes[1]}; shapes must be equal")
     return train, test
 
 
