@@ -46,7 +46,7 @@ def read(request: Request) -> Source:
         train, test = (Images(resized(part.x, size), part.y) for part in (train, test))
     shapes = [tuple(part.x.shape[1:]) for part in (train, test)]
     if shapes[0] != shapes[1]:
-        raise ResvaeError(f"data.path: training images are {shapes[0]}, test images {shapes[1]}; they must be equal")
+        raise ResvaeError(f"data.path: training images are {shapes[0]}, test images {shapes[1]}; shapes must be equal")
     return train, test
 
 

@@ -1,4 +1,4 @@
-"""Residual networks. This package imports nothing but torch."""
+"""Residual networks, built on torch alone."""
 
 from resvae.networks.blocks import BlockConfig, ResidualBlock
 from resvae.networks.decoder import ResNetDecoder

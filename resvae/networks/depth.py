@@ -40,7 +40,7 @@ def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bot
     least = per_block * num_stages + OTHER_LAYERS
     num, rest = divmod(depth - OTHER_LAYERS, per_block)
     if depth < least:
-        hint = "basic blocks or fewer stages allow less" if kind == "bottleneck" else "fewer stages allow less"
+        hint = ("basic blocks or " if kind == "bottleneck" else "") + "fewer stages allow smaller depths"
         raise ResvaeError(
             f"depth: {depth} is not allowed with {num_stages} stages of {kind} blocks; "
             f"the nearest are {least} and {least + per_block} ({hint})"

@@ -9,28 +9,21 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers_data import GREY, npz, same
 from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError
 
-GREY = np.zeros((20, 4, 4), np.uint8)
-
-
-def npz(path: Path, **arrays: Any) -> Path:
-    """An .npz of these arrays."""
-    np.savez(path / "set.npz", **arrays)
-    return path / "set.npz"
-
 
 def test_split_is_a_partition_that_the_seed_decides(tmp_path: Path) -> None:
     path = npz(tmp_path, images=GREY.repeat(5, 0), labels=np.arange(100))
-    split = {seed: ImageDataModule("npz", path=str(path), validation=20, seed=seed) for seed in (0, 1)}
+    split = {seed: ImageDataModule("npz", path=path, validation=20, seed=seed) for seed in (0, 1)}
     for module in split.values():
         parts = [set(module.labels(name).tolist()) for name in ("train", "val", "test")]
         assert [len(part) for part in parts] == [70, 20, 10]
         assert set.union(*parts) == set(range(100))
-    again = ImageDataModule("npz", path=str(path), validation=0.2222, seed=0)
+    again = ImageDataModule("npz", path=path, validation=0.2222, seed=0)
     assert torch.equal(again.labels("val"), split[0].labels("val"))
     assert not torch.equal(split[1].labels("val"), split[0].labels("val"))
     assert torch.equal(split[1].labels("test"), split[0].labels("test"))
@@ -43,7 +36,7 @@ def test_article_protocol_trains_on_all_and_validates_on_test() -> None:
 
 
 def test_limit_keeps_validation_and_every_class(tmp_path: Path) -> None:
-    path = str(npz(tmp_path, images=GREY.repeat(5, 0), labels=np.arange(100) // 50))
+    path = npz(tmp_path, images=GREY.repeat(5, 0), labels=np.arange(100) // 50)
     full = ImageDataModule("npz", path=path, protocol="test_as_validation")
     few = ImageDataModule("npz", path=path, protocol="test_as_validation", limit=8)
     assert (few.num_train, few.num_val) == (8, full.num_val)
@@ -51,9 +44,8 @@ def test_limit_keeps_validation_and_every_class(tmp_path: Path) -> None:
     assert torch.equal(few.labels("train"), full.labels("train")[:8])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_bad_arguments_are_refused_at_once() -> None:
+    for arguments, message in (
         ({"name": "cifar11"}, r"data\.name: 'cifar11' is not known; one of cifar10, .*npz"),
         ({"name": "folder"}, r"data\.path: None is not allowed; .* folder needs a path"),
         ({"name": "folder", "path": "/no/such"}, r"data\.path: /no/such does not exist"),
@@ -66,26 +58,17 @@ def test_limit_keeps_validation_and_every_class(tmp_path: Path) -> None:
         ({"image_size": 0}, r"data\.image_size: 0"),
         ({"protocol": "none"}, r"data\.protocol: 'none'"),
         ({"on_corrupt": "ignore"}, r"data\.on_corrupt: 'ignore'"),
-    ],
-)
-def test_bad_arguments_are_refused_at_once(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ResvaeError, match=message):
-        ImageDataModule(**{"name": "digits", **arguments})
-
-
-def test_another_split_is_refused() -> None:
+    ):
+        with pytest.raises(ResvaeError, match=message):
+            ImageDataModule(**{"name": "digits", **arguments})
     with pytest.raises(ResvaeError, match=r"split: 'validation' is not allowed; train, val or test"):
         ImageDataModule("digits").images("validation")  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("validation", [0, 0.0, 1498, 2000, 1.0, -1, float("nan"), float("inf")])
-def test_validation_must_leave_images_on_both_sides(validation: float) -> None:
-    with pytest.raises(ResvaeError, match=r"data\.validation: .* of 1498 training images"):
-        ImageDataModule("digits", validation=validation).setup()
-
-
-def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+def test_validation_must_leave_images_on_both_sides() -> None:
+    for validation in (0, 0.0, 1498, 2000, 1.0, -1, float("nan"), float("inf")):
+        with pytest.raises(ResvaeError, match=r"data\.validation: .* of 1498 training images"):
+            ImageDataModule("digits", validation=validation).setup()
 
 
 class Recorder(pl.LightningModule):
@@ -111,81 +94,54 @@ class Recorder(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), 0.1)
 
 
-def fit(folder: Path, callbacks: list[Any], resume: Path | None = None, fail_at: int | None = None, **options: Any):
+def fit(folder: Path, *callbacks: Any, resume: str | None = None, fail_at: int | None = None, **options: Any):
     """Three epochs of five batches."""
     workers = options.pop("num_workers", 0)
-    module = ImageDataModule(
-        "digits", batch_size=64, limit=300, crop_padding=1, flip=True, validation=100, num_workers=workers
-    )
+    module = ImageDataModule("digits", 64, None, 1, True, workers, limit=300, validation=100)
     model = Recorder(fail_at)
-    options = {"max_epochs": 3, "num_sanity_val_steps": 0, **options}
-    trainer = pl.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        logger=False,
-        callbacks=callbacks,
-        enable_checkpointing=bool(callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+    off = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    options = {"max_epochs": 3, "num_sanity_val_steps": 0, "accelerator": "cpu"} | off | options
+    saves = {"callbacks": list(callbacks), "enable_checkpointing": bool(callbacks)}
+    trainer = pl.Trainer(default_root_dir=folder, **saves, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*not resumable.*")
         try:
-            trainer.fit(model, module, ckpt_path=resume)
+            trainer.fit(model, module, ckpt_path=resume and folder / resume)
         except (KeyboardInterrupt, SystemExit):
             assert fail_at is not None
     return model
 
 
-def every_step(folder: Path) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        folder,
-        "{step}",
-        save_top_k=-1,
-        every_n_train_steps=1,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
+def assert_goes_on(resumed: Recorder, whole: Recorder, step: int) -> None:
+    """A resumed run sees the batches of the unbroken one from ``step`` on, and ends with its weight."""
+    assert same(resumed.batches, whole.batches[step:]), step
+    assert torch.equal(resumed.weight, whole.weight), step
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"num_workers": 1},
-        {"limit_train_batches": 4},
-        {"val_check_interval": 2},
-        {"max_epochs": -1, "max_steps": 12},
-    ],
-    ids=str,
-)
+WAYS = {"num_workers": 1}, {"limit_train_batches": 4}, {"val_check_interval": 2}, {"max_epochs": -1, "max_steps": 12}
+
+
+@pytest.mark.parametrize("options", [{}, *WAYS], ids=str)
 def test_resumed_run_sees_the_batches_of_an_unbroken_one(tmp_path: Path, options: dict[str, Any]) -> None:
-    whole = fit(tmp_path, [every_step(tmp_path)], **dict(options))
+    when: dict[str, Any] = {"every_n_train_steps": 1, "save_on_train_epoch_end": False}
+    saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, enable_version_counter=False, **when)
+    whole = fit(tmp_path, saver, **options)
     assert all(not torch.equal(a, b) for a, b in pairwise(whole.batches) if a.shape == b.shape)
     for step in (1, 7, 9) if "num_workers" in options else (1, 3, 4, 5, 6, 8, 9, 10, 11):
-        resumed = fit(tmp_path, [], tmp_path / f"step={step}.ckpt", **dict(options))
-        assert same(resumed.batches, whole.batches[step:]), step
-        assert torch.equal(resumed.weight, whole.weight), step
+        assert_goes_on(fit(tmp_path, resume=f"step={step}.ckpt", **options), whole, step)
 
 
-def test_end_of_epoch_checkpoint_goes_on_with_the_next_epoch(tmp_path: Path) -> None:
-    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
-    whole = fit(tmp_path, [saver])
-    resumed = fit(tmp_path, [], tmp_path / "epoch=1.ckpt")
-    assert same(resumed.batches, whole.batches[10:])
-    assert torch.equal(resumed.weight, whole.weight)
+def test_end_of_epoch_checkpoint_resumes_with_the_next_epoch(tmp_path: Path) -> None:
+    whole = fit(tmp_path, ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True))
+    assert_goes_on(fit(tmp_path, resume="epoch=1.ckpt"), whole, 10)
 
 
 @pytest.mark.parametrize("step", [2, 4, 5, 8])
 def test_interrupted_step_is_taken_again(tmp_path: Path, step: int) -> None:
-    whole = fit(tmp_path, [])
-    fit(tmp_path, [OnExceptionCheckpoint(tmp_path, "broken")], fail_at=step)
-    resumed = fit(tmp_path, [], tmp_path / "broken.ckpt")
-    assert same(resumed.batches, whole.batches[step:])
-    assert torch.equal(resumed.weight, whole.weight)
+    fit(tmp_path, OnExceptionCheckpoint(tmp_path, "broken"), fail_at=step)
+    assert_goes_on(fit(tmp_path, resume="broken.ckpt"), fit(tmp_path), step)
 
 
 def test_after_a_fit_the_loader_is_whole(tmp_path: Path) -> None:
-    trainer: Any = fit(tmp_path, [], max_epochs=1).trainer
+    trainer: Any = fit(tmp_path, max_epochs=1).trainer
     assert len(list(trainer.datamodule.train_dataloader())) == 5

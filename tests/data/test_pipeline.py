@@ -5,15 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_data import rows, same
 
 from resvae.data import ImageDataModule
 from resvae.data.images import Images
 from resvae.data.pipeline import EpochSampler, ImageDataset, random_crop, train_loader
-
-
-def rows(x: torch.Tensor) -> list[bytes]:
-    """Each image as bytes, to be counted."""
-    return [image.numpy().tobytes() for image in x]
 
 
 def numbered(n: int, size: int = 8) -> Images:
@@ -26,15 +22,13 @@ def test_batches_are_uint8_whole_and_last_one_smaller() -> None:
     module = ImageDataModule("digits", batch_size=100, validation=200, eval_batch_size=150)
     batches = list(module.train_dataloader())
     assert [len(x) for x, _ in batches] == [100] * 12 + [98]
+    assert ImageDataModule("digits", batch_size=100).eval_batch_size == 200
     assert all(x.dtype == torch.uint8 and y.dtype == torch.int64 for x, y in batches)
     assert sorted(rows(torch.cat([x for x, _ in batches]))) == sorted(rows(module.images("train")))
-    for loader, images, labels in (
-        (module.val_dataloader(), module.images("val"), module.labels("val")),
-        (module.test_dataloader(), module.images("test"), module.labels("test")),
-    ):
+    for split, loader in (("val", module.val_dataloader()), ("test", module.test_dataloader())):
         x, y = (torch.cat(part) for part in zip(*loader, strict=True))
-        assert torch.equal(x, images)
-        assert torch.equal(y, labels)
+        assert torch.equal(x, module.images(split))
+        assert torch.equal(y, module.labels(split))
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(1297, [1297]), (1, [1] * 1298), (1298, [1298]), (1299, [1298])])
@@ -43,19 +37,14 @@ def test_one_image_left_alone_is_left_out(batch_size: int, sizes: list[int]) -> 
     assert [len(x) for x, _ in module.train_dataloader()] == sizes
 
 
-def test_labels_stay_with_their_images() -> None:
-    loader = train_loader(ImageDataset(numbered(50)), 8)
-    for x, y in loader:
+def test_labels_stay_with_their_images_and_batches_share_no_memory_with_the_set() -> None:
+    images = numbered(50)
+    for x, y in train_loader(ImageDataset(images, flip=True), 8):
         assert torch.equal(x[:, 0, 0, 0].long(), y + 1)
-
-
-def test_batches_never_share_memory_with_the_set() -> None:
-    images = numbered(6)
-    for x, y in train_loader(ImageDataset(images, flip=True), 4):
         x.zero_()
         y.zero_()
-    assert torch.equal(images.x, numbered(6).x)
-    assert torch.equal(images.y, numbered(6).y)
+    assert torch.equal(images.x, numbered(50).x)
+    assert torch.equal(images.y, numbered(50).y)
 
 
 def test_crop_is_a_window_of_the_padded_image_each_as_likely() -> None:
@@ -73,10 +62,15 @@ def test_crop_is_a_window_of_the_padded_image_each_as_likely() -> None:
     assert np.abs(counts - batch / 25).max() < 5 * np.sqrt(batch / 25)
 
 
+def repeated(image: torch.Tensor, num: int, **augmentation: Any) -> torch.Tensor:
+    """A batch of one image, each time augmented."""
+    dataset = ImageDataset(Images(image.repeat(num, 1, 1, 1), torch.zeros(num).long()), **augmentation)
+    return dataset.__getitems__(list(range(num)))[0]
+
+
 def test_flip_mirrors_half() -> None:
     image = torch.arange(24, dtype=torch.uint8).view(1, 2, 3, 4)
-    dataset = ImageDataset(Images(image.repeat(2000, 1, 1, 1), torch.zeros(2000).long()), flip=True)
-    x, _ = dataset.__getitems__(list(range(2000)))
+    x = repeated(image, 2000, flip=True)
     mirrored = (x == image.flip(-1)).flatten(1).all(1)
     assert ((x == image).flatten(1).all(1) ^ mirrored).all()
     assert abs(mirrored.float().mean() - 0.5) < 0.05
@@ -84,19 +78,13 @@ def test_flip_mirrors_half() -> None:
 
 def test_crop_and_flip_are_drawn_apart() -> None:
     image = torch.arange(1, 26, dtype=torch.uint8).view(1, 1, 5, 5)
-    dataset = ImageDataset(Images(image.repeat(500, 1, 1, 1), torch.zeros(500).long()), crop_padding=1, flip=True)
-    x, _ = dataset.__getitems__(list(range(500)))
-    assert len(set(rows(x))) == 18  # 9 places, mirrored or not
+    assert len(set(rows(repeated(image, 500, crop_padding=1, flip=True)))) == 18  # 9 places, mirrored or not
 
 
 def epoch(module: ImageDataModule, number: int) -> list[torch.Tensor]:
     loader: Any = module.train_dataloader()
     loader.sampler.set_epoch(number)
     return [x for x, _ in loader]
-
-
-def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_only_seed_and_epoch_decide_the_batches() -> None:

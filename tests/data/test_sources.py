@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from helpers_data import GREY, npz, rows
 from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
@@ -20,11 +21,6 @@ CIFAR = Path(__file__).parents[2] / "data" / "cifar-10-batches-py"
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
 
-def rows(x: torch.Tensor) -> list[bytes]:
-    """Each image as bytes, to be counted."""
-    return [image.numpy().tobytes() for image in x]
-
-
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Two classes of ten colour images 6x6, each of one colour."""
@@ -33,12 +29,6 @@ def pictures(tmp_path: Path) -> Path:
         for i in range(10):
             Image.new("RGB", (6, 6), (label * 100, i, 7)).save(tmp_path / name / f"{i}.png")
     return tmp_path
-
-
-def npz(path: Path, **arrays: Any) -> Path:
-    """An .npz of these arrays."""
-    np.savez(path / "set.npz", **arrays)
-    return path / "set.npz"
 
 
 def test_digits_are_all_there_and_exact() -> None:
@@ -88,23 +78,16 @@ def test_folder_of_grey_images_without_classes_has_one_channel(tmp_path: Path) -
     assert module.images("test").unique().tolist() == [9]  # every tenth file, by name
 
 
-def test_folder_with_train_and_test(pictures: Path) -> None:
-    for part in ("train", "test"):
-        (pictures / part).mkdir()
-    (pictures / "cat").rename(pictures / "train" / "cat")
-    (pictures / "dog").rename(pictures / "test" / "cat")
-    module = ImageDataModule("folder", path=str(pictures))
-    assert (module.num_train, module.num_val, module.num_test) == (9, 1, 10)
-    assert (module.images("test")[:, 0] == 100).all()
-
-
-def test_train_and_test_number_their_classes_alike(pictures: Path) -> None:
+def test_folder_with_train_and_test_numbers_their_classes_alike(pictures: Path) -> None:
     for part in ("train", "test"):
         (pictures / part).mkdir()
     for name in ("cat", "dog"):
         (pictures / name).rename(pictures / "train" / name)
     shutil.copytree(pictures / "train" / "dog", pictures / "test" / "dog")
-    assert ImageDataModule("folder", path=str(pictures)).labels("test").tolist() == [1] * 10
+    module = ImageDataModule("folder", path=str(pictures))
+    assert (module.num_train, module.num_val, module.num_test) == (18, 2, 10)
+    assert (module.images("test")[:, 0] == 100).all()
+    assert module.labels("test").tolist() == [1] * 10
     shutil.copytree(pictures / "train" / "cat", pictures / "test" / "cat")
     assert set(ImageDataModule("folder", path=str(pictures)).labels("test")[:10].tolist()) == {0, 1}
 
@@ -136,10 +119,12 @@ def test_corrupt_image_is_named_and_refused_or_skipped(pictures: Path, damage: s
     assert module.num_train + module.num_val + module.num_test == 19
 
 
-def test_sixteen_bit_images_are_refused_not_clipped(pictures: Path) -> None:
+def test_sixteen_bit_images_and_empty_folders_are_refused(pictures: Path) -> None:
     Image.fromarray(np.full((6, 6), 5000, np.uint16)).save(pictures / "cat" / "deep.png")
-    with pytest.raises(ResvaeError, match=r"deep\.png has more than 8 bits"):
-        ImageDataModule("folder", path=str(pictures)).setup()
+    (pictures / "empty").mkdir()
+    for folder, said in ((".", r"deep\.png has more than 8 bits"), ("empty", r"no images; .* read: \.png, \.jpg")):
+        with pytest.raises(ResvaeError, match=said):
+            ImageDataModule("folder", path=str(pictures / folder)).setup()
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW"])
@@ -147,7 +132,7 @@ def test_npz_layouts(tmp_path: Path, layout: str) -> None:
     x = np.random.default_rng(0).integers(0, 256, (30, 3, 5, 7), np.uint8)
     stored = {"NHWC": x.transpose(0, 2, 3, 1), "NCHW": x, "NHW": x[:, 0]}[layout]
     expected = torch.from_numpy(x if layout != "NHW" else x[:, :1])
-    module = ImageDataModule("npz", path=str(npz(tmp_path, images=stored, labels=np.arange(30))), validation=5)
+    module = ImageDataModule("npz", path=npz(tmp_path, images=stored, labels=np.arange(30)), validation=5)
     assert module.image_shape == tuple(expected.shape[1:])
     for split, num in zip(SPLITS, (22, 5, 3), strict=True):
         assert len(module.labels(split)) == num
@@ -156,17 +141,13 @@ def test_npz_layouts(tmp_path: Path, layout: str) -> None:
 
 def test_npz_with_its_own_test_set(tmp_path: Path) -> None:
     path = npz(tmp_path, images=np.zeros((8, 4, 4, 3), np.uint8), test_images=np.ones((3, 4, 4, 3), np.uint8))
-    module = ImageDataModule("npz", path=str(path), validation=0.25)
+    module = ImageDataModule("npz", path=path, validation=0.25)
     assert (module.num_train, module.num_val, module.num_test) == (6, 2, 3)
     assert (module.images("test") == 1).all()
 
 
-GREY = np.zeros((20, 4, 4), np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
+def test_unsuitable_npz_is_refused(tmp_path: Path) -> None:
+    for arrays, message in (
         ({"images": GREY.astype(np.float32)}, r"images are float32; they must be uint8"),
         ({"pictures": GREY}, r"holds pictures, but no array named images"),
         ({"images": GREY[0]}, r"shape \(4, 4\); it must be N H W"),
@@ -178,35 +159,34 @@ GREY = np.zeros((20, 4, 4), np.uint8)
         ({"images": GREY[:5]}, r"5 images are too few"),
         ({"images": GREY, "test_images": GREY[:0]}, r"test_images holds no images"),
         ({"images": GREY, "labels": np.zeros(20, int), "test_images": GREY}, r"only one of labels and test_labels"),
-    ],
-)
-def test_unsuitable_npz_is_refused(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
-    with pytest.raises(ResvaeError, match=message) as caught:
-        ImageDataModule("npz", path=str(npz(tmp_path, **arrays))).setup()
-    assert "\n" not in str(caught.value)
+    ):
+        with pytest.raises(ResvaeError, match=message) as caught:
+            ImageDataModule("npz", path=npz(tmp_path, **arrays)).setup()
+        assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"nothing of the kind", None])
-def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes | None) -> None:
-    path = npz(tmp_path, images=GREY)
-    path.write_bytes(path.read_bytes()[:200] if content is None else content)
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind", None, "npy"])
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes | str | None) -> None:
+    path = Path(npz(tmp_path, images=GREY))
+    if content == "npy":
+        np.save(path.with_suffix(".npy"), GREY)
+        path.with_suffix(".npy").rename(path)
+    else:
+        path.write_bytes(path.read_bytes()[:200] if content is None else content)
     with pytest.raises(ResvaeError, match=r"set\.npz is not an \.npz of plain arrays"):
         ImageDataModule("npz", path=str(path)).setup()
-    np.save(path.with_suffix(".npy"), GREY)
-    with pytest.raises(ResvaeError, match=r"set\.npy is not an \.npz of plain arrays"):
-        ImageDataModule("npz", path=str(path.with_suffix(".npy"))).setup()
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "shape", "expected"),
-    [
-        ("cifar10", "CIFAR10", (40, 32, 32, 3), (3, 32, 32)),
-        ("cifar100", "CIFAR100", (40, 32, 32, 3), (3, 32, 32)),
-        ("svhn", "SVHN", (40, 3, 32, 32), (3, 32, 32)),
-        ("mnist", "MNIST", (40, 28, 28), (1, 32, 32)),
-        ("fashion_mnist", "FashionMNIST", (40, 28, 28), (1, 32, 32)),
-    ],
-)
+TORCHVISION = [
+    ("cifar10", "CIFAR10", (40, 32, 32, 3), (3, 32, 32)),
+    ("cifar100", "CIFAR100", (40, 32, 32, 3), (3, 32, 32)),
+    ("svhn", "SVHN", (40, 3, 32, 32), (3, 32, 32)),
+    ("mnist", "MNIST", (40, 28, 28), (1, 32, 32)),
+    ("fashion_mnist", "FashionMNIST", (40, 28, 28), (1, 32, 32)),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "shape", "expected"), TORCHVISION)
 def test_torchvision_sets(
     monkeypatch: pytest.MonkeyPatch, name: str, kind: str, shape: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
@@ -234,22 +214,21 @@ def test_torchvision_sets(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("File not found\nor corrupted"), OSError("no route"), EOFError()])
-def test_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def failing(*_: Any, **__: Any) -> None:
+@pytest.mark.parametrize("download", [True, False])
+def test_an_absent_set_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception, download: bool) -> None:
+    asked = []
+
+    def failing(root: str, **options: Any) -> None:
+        asked.append(options["download"])
         raise error
 
     monkeypatch.setattr(datasets, "CIFAR10", failing)
     with pytest.raises(ResvaeError) as caught:
-        ImageDataModule("cifar10", root="there").setup()
-    text = str(caught.value)
+        ImageDataModule("cifar10", root="there", download=download).setup()
     for part in ("cifar10 is not in there", "https://www.cs.toronto.edu", "there/cifar-10-batches-py", "digits"):
-        assert part in text
-    assert "\n" not in text
-
-
-def test_a_set_that_is_absent_and_may_not_be_fetched(tmp_path: Path) -> None:
-    with pytest.raises(ResvaeError, match="cifar10 is not in"):
-        ImageDataModule("cifar10", root=str(tmp_path), download=False).setup()
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert asked == [download]
 
 
 @pytest.mark.skipif(not CIFAR.exists(), reason="the official CIFAR-10 is not in data/")
@@ -261,8 +240,3 @@ def test_the_real_cifar10(capsys: pytest.CaptureFixture[str]) -> None:
     reference = datasets.CIFAR10(str(CIFAR.parent), train=False)
     assert np.array_equal(module.images("test")[7].permute(1, 2, 0).numpy(), np.asarray(reference[7][0]))
     assert capsys.readouterr().out == ""
-
-
-def test_empty_folder_names_the_extensions(tmp_path: Path) -> None:
-    with pytest.raises(ResvaeError, match=r"holds no images; .* read: \.png, \.jpg"):
-        ImageDataModule("folder", path=str(tmp_path)).setup()

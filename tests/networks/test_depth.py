@@ -3,15 +3,8 @@ import torch
 from torch import nn
 
 from resvae.errors import ResvaeError
-from resvae.networks import (
-    BlockConfig,
-    ResNetDecoder,
-    ResNetEncoder,
-    cifar_blocks,
-    imagenet_blocks,
-    latent_levels,
-    vae_blocks,
-)
+from resvae.networks import BlockConfig, ResNetDecoder, ResNetEncoder
+from resvae.networks.depth import cifar_blocks, imagenet_blocks, latent_levels, vae_blocks
 
 
 def test_published_depths_have_their_published_blocks():

@@ -145,7 +145,7 @@ def test_wrong_arguments_are_refused():
             ResNetEncoder(**wrong)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 32, 32), (3, 32, 32)])
+@pytest.mark.parametrize("shape", [(2, 1, 32, 32), (32, 3, 32)])
 def test_wrong_images_are_refused_with_both_shapes(shape):
     with pytest.raises(ResvaeError, match=rf"\({', '.join(map(str, shape))}\) .* 3 channels"):
         ResNetEncoder(widths=WIDTHS)(example(*shape))

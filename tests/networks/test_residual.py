@@ -51,12 +51,8 @@ def test_another_shape_is_refused_with_both_shapes():
             Residual(module)(x)
 
 
-RECURRENT = [
-    nn.LSTM(6, 6),
-    nn.GRU(6, 6, num_layers=2, batch_first=True),
-    nn.LSTM(6, 3, bidirectional=True, batch_first=True),
-    nn.GRU(6, 3, num_layers=2, bidirectional=True),
-]
+RECURRENT = [nn.LSTM(6, 6), nn.GRU(6, 6, num_layers=2, batch_first=True)]
+RECURRENT += [nn.LSTM(6, 3, bidirectional=True, batch_first=True), nn.GRU(6, 3, num_layers=2, bidirectional=True)]
 
 
 @pytest.mark.parametrize("merge", ["sum", "product", Highway(6, dim=-1)])
