@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for type checkers and editors; at run time each name is imported when it is first used
     from resvae.data import ImageDataModule
     from resvae.models import VAE, HierarchicalVAE, ImageModel, ImageVAE, ReferenceVAE, ResNetClassifier, register
     from resvae.networks import (
@@ -18,51 +18,22 @@ if TYPE_CHECKING:
     from resvae.storage import load, save
     from resvae.training import LitClassifier, LitVAE
 
-# Where each name lives; it is imported when it is first used, so that a name costs only what it needs.
-_ROOMS = {
-    "models": ("VAE", "HierarchicalVAE", "ImageModel", "ImageVAE", "ReferenceVAE", "ResNetClassifier", "register"),
-    "networks": (
-        "BlockConfig",
-        "Highway",
-        "ResNetDecoder",
-        "ResNetEncoder",
-        "Residual",
-        "ResidualGRUCell",
-        "ShortcutGate",
-    ),
-    "storage": ("load", "save"),
-    "data": ("ImageDataModule",),
-    "training": ("LitClassifier", "LitVAE"),
+ROOMS = {
+    "models": "VAE HierarchicalVAE ImageModel ImageVAE ReferenceVAE ResNetClassifier register",
+    "networks": "BlockConfig Highway Residual ResidualGRUCell ResNetDecoder ResNetEncoder ShortcutGate",
+    "storage": "load save",
+    "data": "ImageDataModule",
+    "training": "LitClassifier LitVAE",
 }
-__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
-    "VAE",
-    "BlockConfig",
-    "HierarchicalVAE",
-    "Highway",
-    "ImageDataModule",
-    "ImageModel",
-    "ImageVAE",
-    "LitClassifier",
-    "LitVAE",
-    "ReferenceVAE",
-    "ResNetClassifier",
-    "ResNetDecoder",
-    "ResNetEncoder",
-    "Residual",
-    "ResidualGRUCell",
-    "ShortcutGate",
-    "load",
-    "register",
-    "save",
-]
+__all__ = [name for names in ROOMS.values() for name in names.split()]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     """Fetch a public name, or the version of the installed package, when it is first used."""
     if name == "__version__":
         return import_module("importlib.metadata").version("resvae")
-    for room, names in _ROOMS.items():
-        if name in names:
+    for room, names in ROOMS.items():
+        if name in names.split():
             return getattr(import_module(f"resvae.{room}"), name)
     raise AttributeError(f"module {__name__} has no attribute {name}")
 
