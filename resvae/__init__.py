@@ -1,3 +1,4 @@
+# ruff: noqa: F401  (names imported for type checkers and editors alone)
 """Residual variational autoencoders of any depth: train, sample and reuse them."""
 
 from importlib import import_module
