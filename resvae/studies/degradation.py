@@ -1,4 +1,4 @@
-"""``resvae study degradation``: plain networks get worse with depth in training already, residual ones do not."""
+"""``resvae study degradation``: with depth, plain networks get worse even in training; residual ones do not."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ PLAIN = {20: "8.7 to 9.6", 56: "12.3 to 14.2", 110: "over 60"}  # repeats by oth
 
 
 def kinds(depth: int) -> list[Variant]:
-    """Plain, residual (He 2015), highway (Srivastava 2015) with gates that start as their depth wants it.
+    """Plain, residual (He 2015), and highway (Srivastava 2015), whose gates start by depth.
 
-    A highway's branch starts whole whatever the configuration says: from 0, behind a gate nearly shut, it hardly moves.
+    A highway's branch starts at full scale in any configuration: behind a nearly closed gate it would hardly train.
     """
     return [
         Variant("plain", {"merge": "none"}, {REPORTED: PLAIN.get(depth)}),
@@ -27,14 +27,14 @@ def kinds(depth: int) -> list[Variant]:
 
 
 def plots(results: Sequence[Result], folder: Path, name: str) -> None:
-    """``name_curves.png``, a panel a kind, and ``name.png``, the last epoch's figures against depth."""
+    """Write ``name_curves.png``, one panel per kind, and ``name.png``, the last epoch's figures against depth."""
     path = folder / f"{name}_curves.png"
     curves(results, path, lambda each, _: each.variant, lambda each: f"{each.depth} layers")
     by_depth(results, folder / f"{name}.png")
 
 
 def by_depth(results: Sequence[Result], path: Path) -> None:
-    """A PNG of training (dashed) and test (solid) against depth: a marker a run, lines through the means."""
+    """Write a PNG of training (dashed) and test (solid) against depth: one marker per run, lines through the means."""
     from matplotlib.figure import Figure
 
     name = deciding(results)

@@ -50,10 +50,10 @@ class Result:
     Args:
         variant, depth, seed: which.
         parameters: that are trained. weights: the last checkpoint's fingerprint.
-        data: the data set. told: what was trained on what, in words.
+        data: the data set. told: a sentence on what was trained and tested.
         epochs: that it was trained.
-        history: a figure an epoch by its name in the log: ``train/error``; of validation, where it was validated.
-        test: the last checkpoint's on the test images, by their names in the log: ``test/error``.
+        history: the values of each figure over the epochs, by its name in the log, such as ``train/error``.
+        test: the last checkpoint's figures on the test images, by their names in the log, such as ``test/error``.
     """
 
     variant: str
@@ -69,7 +69,7 @@ class Result:
 
     @property
     def figures(self) -> dict[str, float]:
-        """The last of each figure by its name in the log."""
+        """The last value of each figure, by its name in the log."""
         return {name: values[-1] for name, values in self.history.items() if values} | self.test
 
 
@@ -98,19 +98,19 @@ def result(run: Path, variant: str, depth: int, seed: int) -> Result:
 
 
 def deciding(results: Sequence[Result]) -> str:
-    """The figure that plots are of: ``error``, ``bits_per_dim``, or else ``loss``."""
+    """The figure that plots show: ``error``, ``bits_per_dim`` or ``loss``, the first that there is."""
     return next(name for name in FIGURES if all(f"val/{name}" in result.history for result in results))
 
 
 def curves(
     results: Sequence[Result], path: Path, panel: Callable[[Result, str], str], line: Callable[[Result], str]
 ) -> None:
-    """A PNG of training (dashed) and validation (solid) by epoch, as He 2015, figure 6.
+    """Write a PNG of training (dashed) and validation (solid) by epoch, as in He 2015, figure 6.
 
     Args:
-        results: what is drawn: two lines each.
+        results: each is drawn as two lines.
         path: of the PNG.
-        panel: the title of the panel where the lines of a result for ``training`` or ``validation`` go.
+        panel: from a result and ``training`` or ``validation`` to the title of the line's panel.
         line: the name of a result's colour.
     """
     from matplotlib.figure import Figure
@@ -147,7 +147,7 @@ def curves(
 
 
 def compared(results: Sequence[Result], folder: Path, name: str) -> None:
-    """``name.png``: training curves and validation curves of each depth, a colour a variant."""
+    """Write ``name.png``: training and validation curves of each depth, one colour per variant."""
     path = folder / f"{name}.png"
     curves(results, path, lambda each, split: f"{each.depth} layers, {split}", lambda each: each.variant)
 
@@ -157,7 +157,7 @@ class Study:
     """A study by name; ``main`` is its command line.
 
     Args:
-        name: of the study and its files. told: what it trains, for the help.
+        name: of the study and its files. told: what it trains, for the help text.
         variants: those of a depth.
         config, depths: the command line's defaults.
         plots: writes PNGs of results into a folder, their names beginning with that of the study.
@@ -213,7 +213,7 @@ class Study:
         return grid.train(lambda: self._table(folder, points), self.name)
 
     def _table(self, folder: Path, points: Sequence[Point]) -> str:
-        """Of the points whose runs have ended: a row each, a row for all seeds, and the plots."""
+        """Write the rows of the runs that have ended, one row for all seeds of a network, and the plots."""
         record, results, rows = Record(folder, {"study": self.name}), [], []
         for point in points:
             if has_ended(folder / point.name):

@@ -21,7 +21,7 @@ BATCH, LEARNING_RATE = 64, 3e-3
 
 @dataclass(frozen=True)
 class Training:
-    """What one training gave: cross-entropy of each epoch (nats an image), share of errors on the test images."""
+    """What one training gave: cross-entropy of each epoch (nats per image), share of errors on the test images."""
 
     losses: list[float]
     test_error: float
@@ -91,7 +91,7 @@ def wrapper(
         merges: of sum, product, half, highway, shortcut_gate, and none, the same network without: [none,product].
         seeds: how many, 0, 1, ...: of the first weights, the order of the images and dropout.
         epochs: of each training.
-        out: the folder of table and plot; a study that was stopped goes on there, and takes more merges or seeds.
+        out: the folder of table and plot; a study that was stopped resumes there, and takes more merges or seeds.
     """
     at_least(1, merges=len(merges), seeds=seeds, epochs=epochs)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -128,7 +128,7 @@ def write_plot(found: dict[str, dict[str, list[Training]]], path: Path) -> None:
             epochs = range(1, losses.shape[1] + 1)
             (line,) = panel.plot(epochs, losses.mean(0), label=merge)
             panel.fill_between(epochs, losses.amin(0), losses.amax(0), color=line.get_color(), alpha=0.2, linewidth=0)
-        panel.set(title=example, xlabel="epoch", ylabel="training loss, nats an image", yscale="log")
+        panel.set(title=example, xlabel="epoch", ylabel="training loss, nats per image", yscale="log")
         panel.grid(alpha=0.3)
     panels[-1].legend(title="merge")
     figure.savefig(path, dpi=150)

@@ -1,4 +1,7 @@
-"""What every model's training shares, whatever its loss: guarded updates, the weights' average, checkpoints."""
+"""What the training of every model shares: guarded updates, the weights' average, checkpoints.
+
+Lightning's internals used here: ``epoch_loop._batches_that_stepped`` and ``LightningModule._trainer``.
+"""
 
 import json
 import math
@@ -88,7 +91,7 @@ class LitModel(pl.LightningModule, ABC):
 
     @abstractmethod
     def monitored(self) -> dict[str, str]:
-        """What early stopping can watch: the figures that validation logs an epoch, and whether ``min`` is best."""
+        """The figures that early stopping can watch, each with ``min`` or ``max``, whichever is best."""
 
     def refuse_data(self, data: Any) -> None:
         """Raise ``ResvaeError`` where the images of an ``ImageDataModule`` do not fit the model."""
@@ -98,11 +101,11 @@ class LitModel(pl.LightningModule, ABC):
             )
 
     def on_fit_start(self) -> None:
-        """Compile when asked: late, so that copies made before (the average's) copy no compiled graph."""
+        """Compile if asked to: here, so that the average, which copies the model earlier, copies no compiled graph."""
         self._compiled = torch.compile(self.objective) if self.compiles else None
 
     def compute(self, split: str, batch: Any) -> Any:
-        """``objective`` of a batch: compiled in training, in bf16 but for the test, each where it is asked for."""
+        """``objective`` of a batch: compiled in training, and in bf16 except in the test, where these are asked for."""
         x, device = images_of(batch), self.device.type
         bf16 = self.precision == "bf16" or (self.precision == "auto" and native_bf16(device))
         function = (split == "train" and self._compiled) or self.objective
@@ -110,19 +113,19 @@ class LitModel(pl.LightningModule, ABC):
             return function(x.contiguous(memory_format=torch.channels_last))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """As in training, without what is the training's alone (smoothing, weights of the KL, free bits)."""
+        """Log the figures without what only training uses (smoothing, weights of the KL, free bits)."""
         self.evaluate("val", batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """As validation, on the test set, and in float32 throughout."""
+        """Log the figures on the test set, in float32."""
         self.evaluate("test", batch, batch_idx)
 
     def configure_callbacks(self) -> list[Callback]:
-        """The throughput's measure and, with ``ema_decay``, the running average of the weights."""
+        """The measure of throughput and, with ``ema_decay``, the running average of the weights."""
         return [Throughput(), *([ExponentialAverage(self.ema_decay)] if self.ema_decay else [])]
 
     def configure_optimizers(self) -> Any:
-        """The optimiser with its schedule; a plateau watches ``val/loss`` an epoch."""
+        """The optimiser with its schedule; a plateau watches ``val/loss`` once per epoch."""
         optimizer = self.optimizer(self.model.parameters())
         if self.schedule.kind == "plateau":
             s = self.schedule
@@ -132,7 +135,7 @@ class LitModel(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradient, or take it away where the guard refuses it: an optimiser passes over such parameters."""
+        """Clip the gradient, or remove it where the guard refuses it: optimisers skip parameters without gradient."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         value = norm.item()
@@ -151,7 +154,7 @@ class LitModel(pl.LightningModule, ABC):
         checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another model's checkpoint; where training goes on, take over the guard and the random states."""
+        """Refuse another model's checkpoint; when training resumes, take over the guard and the random states."""
         self.refuse_other(checkpoint)
         if self._trainer is None or self._trainer.state.fn != "fit":
             return
@@ -171,17 +174,17 @@ class LitModel(pl.LightningModule, ABC):
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """After a resume, draw on from where the checkpoint left: nothing before the first step may spend noise."""
+        """Restore the random states of the checkpoint that the run resumes from: nothing may draw before this step."""
         if self._rng is not None:
             torch.set_rng_state(self._rng["cpu"])
             if torch.cuda.is_available():
                 torch.cuda.set_rng_state_all(self._rng.get("cuda", []))
             self._rng = None
-            # Lightning's own count for the logs is off by one after some interruptions
+            # after some interruptions Lightning's own count for the logs is off by one
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def description(self) -> dict[str, Any] | None:
-        """What the model is; None for one that only code can build: a user's own, or with a part that was given."""
+        """The model's class and arguments; None where these cannot be written down."""
         if not registered(self.model) or self.model.arguments is None:
             return None
         with suppress(TypeError):  # a merge that is a function
@@ -190,7 +193,7 @@ class LitModel(pl.LightningModule, ABC):
         return None
 
     def _log_means(self, split: str, values: dict[str, Tensor], num: int) -> None:
-        """Log the means over a batch of ``num`` images, to be averaged over the epoch."""
+        """Log the means over a batch of ``num`` images; they are averaged over the epoch."""
         self.log_dict(
             {f"{split}/{name}": value for name, value in values.items()},
             on_step=False,

@@ -14,11 +14,11 @@ from resvae.training.schedule import Schedule
 
 
 class LitClassifier(LitModel):
-    """Trains a ``ResNetClassifier`` with the cross-entropy, in nats an image.
+    """Trains a ``ResNetClassifier`` with the cross-entropy, in nats per image.
 
     Args:
         classifier: the model.
-        optimizer: parameters -> optimiser, any of torch's.
+        optimizer: a function from parameters to an optimiser, such as a class of torch.optim.
         schedule: the learning rate over time.
         label_smoothing: share of the target that is spread evenly over all classes (Szegedy 2016, section 7).
         ema_decay, precision, compile: as ``LitVAE`` has them.
@@ -75,7 +75,7 @@ class LitClassifier(LitModel):
             )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of one batch, a scalar, nats an image."""
+        """The loss of one batch, a scalar, nats per image."""
         logits = self.compute("train", batch).float()
         self._log("train", logits.detach(), batch[1])
         return F.cross_entropy(logits, batch[1], label_smoothing=self.label_smoothing)

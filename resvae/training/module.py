@@ -1,4 +1,4 @@
-"""``LitVAE``: optimises and logs a model that trains, samples and scores without it."""
+"""``LitVAE``: optimises and logs a VAE; the model itself needs no Lightning."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -17,21 +17,21 @@ EVALUATION_SEED = 0  # of the posterior noise in validation and test: the same e
 
 
 class LitVAE(LitModel):
-    """Trains any ``ImageVAE``; ``loss = -elbo.mean()`` plus the model's own penalty, in nats an image.
+    """Trains any ``ImageVAE``; ``loss = -elbo.mean()`` plus the model's own penalty, in nats per image.
 
     Args:
         vae: the model.
-        optimizer: parameters -> optimiser, any of torch's.
+        optimizer: a function from parameters to an optimiser, such as a class of torch.optim.
         schedule: the learning rate over time.
         kl: the weight of the KL over the first updates; validation always uses 1.
-        free_bits: nats a level that cost nothing in training (Kingma 2016, appendix C.8).
+        free_bits: nats per level that cost nothing in training (Kingma 2016, appendix C.8).
         clip_norm: the gradient's largest norm.
         ema_decay: of the running average of the weights that is validated, saved and kept; 0 for none.
         precision: ``bf16`` or ``fp32``; ``auto`` is bf16 where the hardware has it natively. Likelihood and KL are
             always float32.
         compile: let ``torch.compile`` build the training graph (needs a C++ compiler on a CPU).
 
-    Logs ``elbo``, ``log_likelihood``, ``kl`` (and a level each), ``loss``, and ``bits_per_dim`` where the likelihood
+    Logs ``elbo``, ``log_likelihood``, ``kl`` (total and per level), ``loss``, and ``bits_per_dim`` where the likelihood
     is a probability of the 256 values, under ``train/``, ``val/`` and ``test/``; where there is a floor,
     ``loss_over_floor``; each epoch ``train/grad_norm``, ``train/skipped_updates``, ``train/images_per_second``.
     """
@@ -74,7 +74,7 @@ class LitVAE(LitModel):
         return modes | ({"val/bits_per_dim": "min"} if self.vae.likelihood.discrete else {})
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of one batch, a scalar, nats an image."""
+        """The loss of one batch, a scalar, nats per image."""
         terms = self.compute("train", batch)
         kl_weight = self.kl(self.global_step)
         penalty = self.vae.penalty()
@@ -85,7 +85,7 @@ class LitVAE(LitModel):
         return loss
 
     def evaluate(self, split: str, batch: Any, batch_idx: int) -> None:
-        """The true objective (KL weight 1, no free bits), with the same noise at every validation."""
+        """Log the true objective (KL weight 1, no free bits), with the same noise at every validation."""
         with isolated(self.vae, EVALUATION_SEED + batch_idx):
             self._log(split, self.compute(split, batch), self.vae.penalty())
 

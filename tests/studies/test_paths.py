@@ -1,5 +1,6 @@
 import csv
 import itertools
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,6 @@ from resvae.errors import ResvaeError
 from resvae.models.classifier import HE
 from resvae.networks import BlockConfig, ResidualBlock
 from resvae.networks.units import Unit, units
-from resvae.studies import paths as study
 from resvae.studies.paths import decay, every_path, gradient_norms, num_paths, path_gradients, paths, shortest_range
 
 PRE = replace(HE, order="full_pre")
@@ -150,21 +150,21 @@ def saved(tmp_path: Path) -> str:
     return str(save(classifier(depth=14), tmp_path / "model"))
 
 
-def test_the_study_writes_what_it_measures_and_goes_on_where_it_was_stopped(saved, tmp_path, capsys, monkeypatch):
-    out, seen = tmp_path / "study", []
-
-    def stopped_once(model: Any, x: Tensor, y: Tensor, length: int, *more: int) -> Tensor:
-        seen.append(length)
-        if seen == [0, 1, 2, 3, 4]:
-            raise KeyboardInterrupt
-        return gradient_norms(model, x, y, length, *more)
-
-    monkeypatch.setattr(study, "gradient_norms", stopped_once)
-    with pytest.raises(KeyboardInterrupt):
-        paths(saved, 4, 2, data="digits", out=str(out))
+def test_the_study_writes_what_it_measures_and_resumes_where_it_was_stopped(saved, tmp_path, capsys):
+    out = tmp_path / "study"
     paths(saved, 4, 2, data="digits", out=str(out))
-    assert seen == [0, 1, 2, 3, 4, 4, 5, 6]
-    printed = capsys.readouterr().out
+    whole, kept = capsys.readouterr().out, json.loads((out / "study.json").read_text())
+    first = list(kept["rows"].items())[:4]
+    (out / "study.json").write_text(json.dumps(kept | {"rows": dict(first)}))  # as after a stop
+    paths(saved, 4, 2, data="digits", out=str(out))
+    assert json.loads((out / "study.json").read_text()) == kept
+    (out / "study.json").write_text(json.dumps(kept | {"rows": kept["rows"] | {"0": [7.5, 7.25, 7.75]}}))
+    paths(saved, 4, 2, data="digits", out=str(tmp_path / "study"))
+    assert "| 7.5 |" in capsys.readouterr().out  # what is kept is not measured again
+    (out / "study.json").write_text(json.dumps(kept))
+    paths(saved, 4, 2, data="digits", out=str(out))
+    assert capsys.readouterr().out == whole
+    printed = whole
     assert printed.count("wrote ") == 3
     for told in ("95% of all 2^6 paths have 1 to 5 units", "the first 4 test images of digits", "Reported (Veit"):
         assert told in printed
