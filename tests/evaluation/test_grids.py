@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from PIL import Image
@@ -92,3 +95,16 @@ def test_bad_paths_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ResvaeError, match=r"grid\.txt.*\.png"):
         save_grid(images, tmp_path / "grid.txt")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("resvae.verbs.sample, resvae.verbs.reconstruct, resvae.verbs.interpolate", ["matplotlib"]),
+        ("resvae.models, resvae.storage", ["torchvision", "yaml", "matplotlib"]),
+    ],
+)
+def test_what_draws_pictures_imports_no_training_and_no_metrics(modules, absent):
+    absent = [*absent, "pytorch_lightning", "lightning_fabric", "torchmetrics", "sklearn"]
+    code = f"import sys, {modules}; print([m for m in {absent!r} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
