@@ -1,12 +1,14 @@
 """Measuring models and drawing what they make. torchmetrics and scikit-learn are imported where they are used."""
 
 from resvae.evaluation.bounds import ActiveUnits
+from resvae.evaluation.classification import Classification as Classification
 from resvae.evaluation.distances import Distances, distances, feature_network
 from resvae.evaluation.grids import beside, image_grid, save_grid
 from resvae.evaluation.measure import Asked, Measure
 from resvae.evaluation.neighbours import Neighbours, nearest, neighbours
 from resvae.evaluation.page import write_report
 from resvae.evaluation.probe import Probe, linear_probe, probe
+from resvae.evaluation.reconstruction import Reconstruction as Reconstruction
 from resvae.evaluation.report import Report, evaluate
 from resvae.evaluation.samples import generate
 

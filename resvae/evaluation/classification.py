@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resvae.errors import ResvaeError
-from resvae.evaluation.measure import Asked, Measure
+from resvae.evaluation.measure import Asked, Measure, always
 
 
+@always
 class Classification(Measure):
     """The share of errors, and the cross-entropy in nats per image."""
 

@@ -44,7 +44,7 @@ class Asked:
 
 
 class Measure(ABC):
-    """One part of a report. A new one is a subclass in a file of its own, and a line in ``evaluate``.
+    """One part of a report. A new one is a subclass in a file of its own, decorated with ``always``.
 
     A measure that was not asked for stays in the report, without rows, and its fields are None.
     """
@@ -86,3 +86,12 @@ class Measure(ABC):
     def pictures(self) -> dict[str, Picture]:
         """Pictures by their titles."""
         return {}
+
+
+ALWAYS: list[type[Measure]] = []  # measures without options, in the order of the report
+
+
+def always(kind: type[Measure]) -> type[Measure]:
+    """A class decorator: every report of models of its ``field`` then has this measure."""
+    ALWAYS.append(kind)
+    return kind

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from resvae.evaluation.grids import beside, image_grid
-from resvae.evaluation.measure import COLUMNS, Asked, Measure, Picture
+from resvae.evaluation.measure import COLUMNS, Asked, Measure, Picture, always
 from resvae.models import Encoded
 
 SSIM_SMALLEST = 6  # pixels: the window of 11 is mirrored by 5 at the edges
 SHOWN = 32
 
 
+@always
 class Reconstruction(Measure):
     """PSNR in decibels, SSIM where the images have 6 pixels or more on each side."""
 

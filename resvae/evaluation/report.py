@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from resvae.data import ImageSets, Split
 from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.bounds import Bounds
-from resvae.evaluation.classification import Classification
 from resvae.evaluation.distances import GeneratedDistances
-from resvae.evaluation.measure import BATCH, Asked, Measure, Picture
+from resvae.evaluation.measure import ALWAYS, BATCH, Asked, Measure, Picture
 from resvae.evaluation.neighbours import NearestImages
 from resvae.evaluation.probe import LinearProbe
-from resvae.evaluation.reconstruction import Reconstruction
 from resvae.evaluation.samples import Samples, generate
 from resvae.isolation import isolated
 from resvae.models import ImageModel
@@ -143,11 +141,10 @@ def evaluate(
     every = (  # in the order of the table and of the page
         Bounds(num_samples, iw_images),
         Samples(pictures),
-        Reconstruction(),
+        *(kind() for kind in ALWAYS),
         GeneratedDistances(features, num_generated),
         LinearProbe(probe_images),
         NearestImages(neighbours, features),
-        Classification(),
         *more,
     )
     measures = tuple(measure for measure in every if measure.field == model.field)
