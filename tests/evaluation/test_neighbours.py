@@ -16,6 +16,7 @@ def test_the_nearest_are_those_of_a_full_search(chunk):
     expected, order = full.sort(1)
     torch.testing.assert_close(distances, expected[:, :5])
     assert torch.equal(index, order[:, :5])
+    assert nearest(queries, bank[:3], 7, chunk=chunk)[0].shape == (9, 3)  # fewer than the neighbours
 
 
 def test_a_training_image_is_its_own_neighbour():
@@ -48,8 +49,3 @@ def test_copies_lie_under_the_control():
     assert torch.equal(rows[:, 1], rows[:, 0])
     fresh, _ = neighbours(images(20, 3), images(20, 2), train)
     assert fresh.samples_median == pytest.approx(fresh.test_median, rel=0.2)
-
-
-def test_fewer_training_images_than_neighbours():
-    distances, index = nearest(images(2), images(3, 1), 7)
-    assert distances.shape == index.shape == (2, 3)
