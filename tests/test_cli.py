@@ -263,7 +263,7 @@ def test_help_lists_every_verb_with_an_example(capsys, arguments):
         assert f"resvae {verb} " in text
 
 
-@pytest.mark.parametrize("verb", ["fit", "sample", "reconstruct", "interpolate", "evaluate", "sweep", "export"])
+@pytest.mark.parametrize("verb", ["fit", "test", "sample", "reconstruct", "interpolate", "evaluate", "sweep", "export"])
 def test_every_verb_tells_its_options(capsys, verb):
     with suppress(SystemExit):
         main([verb, "--help"])

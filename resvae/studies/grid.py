@@ -82,7 +82,9 @@ class Grid:
             left = [Job(str(each), self.folder / each.name) for each in self.points if not self._ended(each)]
             for job in left:
                 if latest_checkpoint(job.folder) is None:
-                    shutil.rmtree(job.folder, ignore_errors=True)  # killed before its first checkpoint
+                    if job.folder.exists():  # killed before its first checkpoint
+                        with locked(job.folder):
+                            shutil.rmtree(job.folder)
                     job.folder.mkdir()
                     write_text(job.folder / CONFIG, configurations[job.folder.name].text())
             for job, code in self.workers.train(left):

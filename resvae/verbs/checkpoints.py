@@ -10,11 +10,27 @@ from resvae.runs.folder import CONFIG, best_checkpoint
 from resvae.training.configuration import parse
 from resvae.training.fit import evaluate
 
+HELP = """\
+usage: resvae {verb} RUN [options]
+       resvae {verb} --config FILE --ckpt_path FILE [options]
+
+Print the {split} figures of a run's best checkpoint, or of another one.
+
+  --ckpt_path last                  the run's last checkpoint, or a file; default: best
+  --data.root FOLDER                another place of the downloaded sets
+  --data.eval_batch_size N          images per batch
+  --verbose false                   leave Lightning's table of the figures out
+
+Every option of `resvae fit` is allowed too.
+"""
 SPLITS: dict[str, Literal["val", "test"]] = {"validate": "val", "test": "test"}
 
 
 def main(verb: str, arguments: list[str]) -> None:
     """Validate or test; a run's folder alone means its configuration and its best checkpoint."""
+    if {"-h", "--help"} & set(arguments):
+        print(HELP.format(verb=verb, split="validation" if verb == "validate" else verb), end="")
+        return
     if arguments and not arguments[0].startswith("-"):
         folder = Path(arguments[0])
         if not (folder / CONFIG).is_file():
