@@ -103,7 +103,7 @@ def _call(function: Callable[..., Any], verb: str, arguments: list[str]) -> None
         args=after_files(arguments, options(word, skip=needed)),
         prog=f"resvae {verb}",
         exit_on_error=False,
-        default_env=True,  # for what is needed, which has no option
+        default_env=any(f"RESVAE_{word.upper()}__{name.upper()}" in os.environ for name in needed),  # no options
         env_prefix=f"RESVAE_{word.upper()}_",  # and one more underscore before the name
     )
 

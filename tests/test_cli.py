@@ -269,7 +269,7 @@ def test_every_verb_tells_its_options(capsys, verb):
         main([verb, "--help"])
     text = capsys.readouterr().out
     assert "--config" in text or "--out" in text
-    assert verb == "evaluate" or text.count("\n") < 60
+    assert text.count("\n") < 60  # what matters is on the first screen
 
 
 def test_the_first_page_of_help_names_options_with_their_defaults(capsys):
@@ -317,6 +317,9 @@ def test_fields_are_read_from_the_environment(there, tmp_path, monkeypatch, caps
     assert summary["arguments"]["latent_dim"] == 3  # over the file's 4
     assert summary["epochs"] == 1  # the command line's is over it
     monkeypatch.setenv("RESVAE_SAMPLE__NUM", "0")
+    monkeypatch.setenv("RESVAE_RECONSTRUCT__MODEL", RUN)
+    assert main(["reconstruct", "--num", "0"]) == 2
+    assert "num: 0" in capsys.readouterr().err
     assert main(["sample", RUN]) == 2
     assert "num: 0" in capsys.readouterr().err
 
