@@ -84,8 +84,8 @@ class SubPixelDistribution(Distribution):
         blank: images of the shape that is wanted, on the device to compute on; their values do not count.
     """
 
-    support = constraints.independent(constraints.unit_interval, 3)  # pyright: ignore[reportAssignmentType]
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  # pyright: ignore
+    support = constraints.independent(constraints.unit_interval, 3)  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(self, given: Callable[[Tensor], DiscretizedLogisticMixture], blank: Tensor):
         self.given, self.blank = given, blank

@@ -41,11 +41,7 @@ def test_no_conditional_depends_on_its_own_or_a_later_sub_image(likelihood):
         other = to_depth(x)
         other[:, 2 * changed : 2 * changed + 2] = torch.rand(1, 2, 2, 2)
         after = to_depth(p.given(to_space(other)).loc.flatten(1, 2))
-        for place in range(4):
-            same = torch.equal(
-                before[:, size * place : size * (place + 1)], after[:, size * place : size * (place + 1)]
-            )
-            assert same == (place <= changed), (place, changed)
+        assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [i <= changed for i in range(4)]
 
 
 def test_the_256_values_of_each_pixel_sum_to_1_given_those_before():
