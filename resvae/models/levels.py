@@ -37,6 +37,8 @@ class Level(nn.Module):
         config: its activation.
     """
 
+    hidden_layers = ("posterior_net", "project")
+
     def __init__(self, channels: int, latent_channels: int, num_levels: int, config: BlockConfig):
         super().__init__()
         self.prior_net = nn.Sequential(config.make_activation(), nn.Conv2d(channels, 2 * latent_channels, 1))

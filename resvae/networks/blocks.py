@@ -116,6 +116,8 @@ class ResidualBlock(nn.Module):
         in_channels, channels, stride, up: as given. plain: whether the block has no shortcut.
     """
 
+    hidden_layers = ("branch", "shortcut")  # whose convolutions lie between a stem and the heads
+
     def __init__(
         self,
         in_channels: int,
