@@ -108,9 +108,10 @@ class Stop(Callback):
             os.kill(os.getpid(), {"Ctrl-C": signal.SIGINT, "kill": signal.SIGKILL}[self.how])
 
 
+def callback(name: str, **arguments: Any) -> list[str]:
+    """The option that adds a callback to a run."""
+    return [f"--trainer.callbacks+={json.dumps({'class_path': name, 'init_args': arguments})}"]
+
+
 def stop(step: int, **how: str) -> list[str]:
-    """Options that add ``Stop`` to a run."""
-    return [
-        "--trainer.callbacks",
-        json.dumps([{"class_path": "helpers_runs.Stop", "init_args": {"step": step, **how}}]),
-    ]
+    return callback("helpers_runs.Stop", step=step, **how)
