@@ -52,9 +52,9 @@ def refused(capsys: Any, arguments: list[str], *parts: str) -> None:
     assert [part for part in parts if part not in error] == [], error
 
 
-def printed(capsys: Any, verb: str, run: Path) -> dict[str, float]:
-    """The figures that ``resvae validate`` or ``test`` prints of a run's best checkpoint."""
-    assert main([verb, str(run), "--trainer.enable_progress_bar", "false"]) == 0
+def printed(capsys: Any, verb: str, run: Path, more: str = "") -> dict[str, float]:
+    """The figures that ``resvae validate`` or ``test`` prints of a run's checkpoint, the best by default."""
+    assert main(f"{verb} {run} --trainer.enable_progress_bar false {more}".split()) == 0
     return json.loads(re.findall(r"^(?:val|test): (.*)", capsys.readouterr().out, re.MULTILINE)[0])
 
 
