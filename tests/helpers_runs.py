@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
@@ -40,6 +41,15 @@ def command(folder: Path, options: str = "", config: str = VAE) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config)
     return ["fit", "--config", str(folder / "config.yaml"), "--runs", str(folder / "runs"), *options.split()]
+
+
+def train(model: pl.LightningModule, data: pl.LightningDataModule, *callbacks: Callback, **options: Any) -> pl.Trainer:
+    """A module trained on the CPU, for an epoch by default, which writes and prints nothing."""
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    options = {"max_epochs": 1, "num_sanity_val_steps": 0, **quiet, **options}
+    trainer = pl.Trainer(accelerator="cpu", callbacks=list(callbacks), **options)
+    trainer.fit(model, data)
+    return trainer
 
 
 def refused(capsys: Any, arguments: list[str], *parts: str) -> None:

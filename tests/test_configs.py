@@ -13,13 +13,8 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 
 def test_there_are_some():
-    assert {path.stem for path in CONFIGS} >= {
-        "quickstart",
-        "cifar10_depth",
-        "folder",
-        "cifar10_classifier",
-        "he_resnet20",
-    }
+    names = {"quickstart", "cifar10_depth", "folder", "cifar10_classifier", "he_resnet20"}
+    assert {path.stem for path in CONFIGS} >= names
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

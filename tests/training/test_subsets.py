@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_runs import CLASSIFIER, Stop, assert_same, callback, checkpoint, read, refused, stop
+from helpers_runs import CLASSIFIER, Stop, assert_same, callback, checkpoint, read, refused, stop, train
 from helpers_runs import command as fit_command
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback
 
 from resvae import ImageDataModule, LitClassifier, ResNetClassifier, load
 from resvae.cli import main
@@ -35,9 +35,7 @@ def module(block: Any = PRE, **more: Any) -> LitClassifier:
 
 
 def fit(lit: LitClassifier, *callbacks: Callback, **more: Any) -> None:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(callbacks=[*callbacks], accelerator="cpu", enable_model_summary=False, **quiet, **more)
-    trainer.fit(lit, ImageDataModule("digits", batch_size=16, validation=20, limit=48))
+    train(lit, ImageDataModule("digits", batch_size=16, validation=20, limit=48), *callbacks, **more)
 
 
 def draws(subset: UnitSubset, num: int = 3000) -> np.ndarray:
@@ -90,7 +88,7 @@ def test_training_computes_the_units_drawn_and_validation_all_of_them():
     lit, computed = module(), []
     for unit in units(lit.classifier):
         unit.block.branch.register_forward_hook(lambda branch, *_: computed.append(branch.training))
-    fit(lit, RandomSubset(2), max_epochs=2, num_sanity_val_steps=0)
+    fit(lit, RandomSubset(2), max_epochs=2)
     epoch = [True] * 3 * 2 + [False] * 6
     assert computed == epoch * 2
     assert not any("forward" in unit.block.__dict__ for unit in units(lit))
@@ -107,7 +105,7 @@ def test_what_is_drawn_is_weighted_and_the_rest_handed_on():
 def test_an_interrupted_network_is_whole_again():
     lit = module()
     with pytest.raises(RuntimeError, match="the cat"):
-        fit(lit, RandomSubset(2), Stop(1, hook="on_before_backward"), max_epochs=1)
+        fit(lit, RandomSubset(2), Stop(1, hook="on_before_backward"))
     assert not any("forward" in unit.block.__dict__ for unit in units(lit))
 
 
