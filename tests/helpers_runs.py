@@ -43,12 +43,12 @@ def command(folder: Path, options: str = "", config: str = VAE) -> list[str]:
     return ["fit", "--config", str(folder / "config.yaml"), "--runs", str(folder / "runs"), *options.split()]
 
 
-def train(model: pl.LightningModule, data: pl.LightningDataModule, *callbacks: Callback, **options: Any) -> pl.Trainer:
+def train(model: Any, data: Any, *callbacks: Callback, ckpt_path: str | None = None, **options: Any) -> pl.Trainer:
     """A module trained on the CPU, for an epoch by default, which writes and prints nothing."""
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     options = {"max_epochs": 1, "num_sanity_val_steps": 0, **quiet, **options}
     trainer = pl.Trainer(accelerator="cpu", callbacks=list(callbacks), **options)
-    trainer.fit(model, data)
+    trainer.fit(model, data, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -76,6 +76,11 @@ def rows(path: Path) -> list[dict[str, str]]:
 def logged(run: Path, name: str) -> list[float]:
     """One figure of ``metrics.csv``, by epoch."""
     return [float(row[name]) for row in rows(run / "metrics.csv") if row[name]]
+
+
+def names(run: Path) -> set[str]:
+    """The figures that ``metrics.csv`` holds."""
+    return {name for row in rows(run / "metrics.csv") for name, value in row.items() if value}
 
 
 def files(folder: Path) -> set[str]:

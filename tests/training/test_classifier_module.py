@@ -3,6 +3,7 @@
 import math
 from copy import deepcopy
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -64,14 +65,14 @@ def test_a_few_updates_learn_and_the_average_is_what_is_validated():
     assert set(model.monitored()) <= set(figures)
 
 
-def test_a_model_is_compiled_for_training_alone_and_keeps_its_weights_and_their_names(monkeypatch):
-    called = []  # in the place of the compiler, which takes minutes
-    monkeypatch.setattr(torch, "compile", lambda function: lambda *x: called.append(1) or function(*x))
+def test_a_compiled_model_has_the_same_weights_by_the_same_names(monkeypatch):
     plain, compiled = tiny(), tiny(compile=True)
-    fit(plain, 1)
-    assert not called
-    fit(compiled, 1)
-    assert len(called) == 4  # an epoch's updates, and not its validation
+    monkeypatch.setattr(torch, "compile", compiler := Mock(wraps=torch.compile))
+    with torch.compiler.set_stance("force_eager"):  # the graph is not needed to see what is registered
+        fit(plain, 1)
+        assert not compiler.called
+        fit(compiled, 1)
+        assert compiler.called
     assert_same({**compiled.state_dict()}, {**plain.state_dict()})
 
 
@@ -112,10 +113,10 @@ def test_a_checkpoint_from_before_an_argument_was_added_is_this_model_where_its_
         lit.refuse_other(checkpoint)
 
 
-@pytest.mark.parametrize("options", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"ema_decay": 1.0}])
-def test_bad_values_are_refused_by_name(options):
-    with pytest.raises(ResvaeError, match="{}: {}".format(*next(iter(options.items())))):
-        tiny(**options)
+@pytest.mark.parametrize(("name", "value"), [("label_smoothing", 1.0), ("label_smoothing", -0.1), ("ema_decay", 1.0)])
+def test_bad_values_are_refused_by_name(name, value):
+    with pytest.raises(ResvaeError, match=f"{name}: {value}"):
+        tiny(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,3 @@ def test_he_divides_his_rate_by_ten_twice():
     assert [factor(step) for step in (0, 2, 319, 320, 479, 480, 640)] == pytest.approx(
         [1 / 3, 1, 1, 0.1, 0.1, 0.01, 0.01]
     )
-    for options in ({"kind": "steps"}, {"kind": "cosine", "milestones": (10,)}):
-        with pytest.raises(ResvaeError, match=r"schedule\.milestones"):
-            Schedule(**options)

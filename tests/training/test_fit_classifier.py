@@ -16,10 +16,10 @@ from helpers_runs import (
     command,
     files,
     logged,
+    names,
     printed,
     read,
     refused,
-    rows,
     stop,
 )
 from PIL import Image
@@ -55,8 +55,7 @@ def test_a_run_learns_and_holds_what_it_should(run):
     assert len(errors) == 3
     assert figures["error"] == pytest.approx(min(errors))
     assert figures["epoch"] == 1 + errors.index(min(errors)) == 1 + checkpoint(run, "best")["epoch"]
-    names = {name for row in rows(run / "metrics.csv") for name, value in row.items() if value}
-    assert names >= {"train/error", "train/grad_norm", "train/images_per_second", "seconds", "lr-AdamW"}
+    assert names(run) >= {"train/error", "train/grad_norm", "train/images_per_second", "seconds", "lr-AdamW"}
 
 
 @pytest.mark.parametrize("steps", [5, 7, 10])

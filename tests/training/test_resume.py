@@ -12,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from helpers_runs import ENVIRONMENT, assert_same, checkpoint, logged, refused, rows, stop
+from helpers_runs import ENVIRONMENT, assert_same, checkpoint, logged, refused, rows, stop, train
 from helpers_runs import command as plain_command
 
 from resvae import ImageDataModule
@@ -220,8 +220,7 @@ def test_last_is_the_interruption_where_that_is_newer(tmp_path, whole):
 def test_a_test_leaves_nothing_to_the_next_training(tmp_path, whole):
     def fit(module):
         pl.seed_everything(3, verbose=False)
-        trainer = pl.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-        trainer.fit(module, ImageDataModule("digits", batch_size=32))
+        train(module, ImageDataModule("digits", batch_size=32), max_steps=1)
         return module.guard, torch.get_rng_state()
 
     fresh, tested = (LitVAE(build(last(whole)["resvae"])) for _ in range(2))  # pyright: ignore[reportArgumentType]
