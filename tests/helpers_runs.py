@@ -15,8 +15,7 @@ from pytorch_lightning.callbacks import Callback
 import resvae
 from resvae.cli import main
 
-ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 # Of processes that tests start: they import this package, and this module for its callbacks.
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{Path(resvae.__file__).parents[1]}:{Path(__file__).parent}"}
 BASE = """

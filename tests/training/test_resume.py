@@ -12,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from helpers_runs import ENVIRONMENT, assert_same, checkpoint, logged, refused, rows, stop, train
+from helpers_runs import ENVIRONMENT, assert_same, checkpoint, files, logged, refused, rows, stop, train
 from helpers_runs import command as plain_command
 
 from resvae import ImageDataModule
@@ -54,9 +54,8 @@ def losses(folder: Path) -> list[float]:
 
 
 def assert_same_end(folder: Path, whole: Path) -> None:
-    here, there = last(folder), last(whole)
-    for key in COMPARED:
-        assert_same(here[key], there[key], key)
+    here, there = ({key: last(where)[key] for key in COMPARED} for where in (folder, whole))
+    assert_same(here, there)
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +153,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkey
         patch.setattr(torch, "save", full)
         refused(capsys, command(tmp_path), "No space left on device", "the one saved before is kept")
     assert last(tmp_path)["global_step"] == 7
-    names = {path.name for path in (tmp_path / "runs/run/checkpoints").iterdir()}
-    assert names == {"best.ckpt", "last.ckpt"}
+    assert files(tmp_path / "runs/run/checkpoints") == {"best.ckpt", "last.ckpt"}
 
 
 def test_a_new_run_never_writes_over_an_old_one_and_its_configuration_is_its_own(tmp_path, whole):
@@ -182,7 +180,7 @@ def test_a_run_that_trains_is_not_trained_by_a_second_process(tmp_path, whole, c
 
 @pytest.fixture
 def noise(tmp_path) -> str:
-    """Options to go on with images of noise: what models of digits find most unlikely."""
+    """Options that resume with images of noise, which a model of digits finds very unlikely."""
     np.savez(tmp_path / "noise.npz", images=np.random.default_rng(0).integers(0, 256, (300, 8, 8), np.uint8))
     return f"--data.name npz --data.path {tmp_path}/noise.npz --trainer.max_epochs 4"
 
