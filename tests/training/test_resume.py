@@ -208,11 +208,13 @@ def test_a_run_from_anothers_checkpoint_has_a_best_of_its_own(tmp_path, whole, n
 def test_last_is_the_interruption_where_that_is_newer(tmp_path, whole):
     folder = tmp_path / "runs/run/checkpoints"
     shutil.copytree(whole / "moments/09/runs", tmp_path / "runs")
+    shutil.copy(whole / "runs/run/metrics.csv", folder.parent)  # its later rows will be written again
     (folder / "last.ckpt").rename(folder / "interrupted.ckpt")
     (folder / "best.ckpt").unlink()
     assert best_checkpoint(folder.parent) == folder / "interrupted.ckpt"
     assert main(command(tmp_path, "--ckpt_path last", every=1)) == 0
     assert_same_end(tmp_path, whole)
+    assert steps(tmp_path) == steps(whole)
 
 
 def test_a_test_leaves_nothing_to_the_next_training(tmp_path, whole):
