@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resvae.evaluation.grids import image_grid
-from resvae.evaluation.measure import COLUMNS, Asked, Measure, Picture
+from resvae.evaluation.measure import COLUMNS, Asked, Found, Measure
 
 NEAREST = 1000  # samples, and test images, whose nearest training image is sought
 ROWS = 8
@@ -97,39 +96,26 @@ def neighbours(
 class NearestImages(Measure):
     """Neighbours in pixels and, where a feature network is given, in its features."""
 
-    def __init__(self, wanted: bool, features: tuple[str, nn.Module] | None) -> None:
-        self.generated = NEAREST if wanted else 0
-        self._spaces = [("pixels", None), *([features] if features else [])] if wanted else []
-        self._found: tuple[Neighbours, ...] = ()
-        self._pictures: dict[str, Picture] = {}
-
-    def begin(self, asked: Asked) -> None:
-        if self._spaces:
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        if asked.neighbours:
+            self.generated = NEAREST
             asked.train()
 
-    def finish(self, asked: Asked, samples: Tensor) -> None:
-        for space, network in self._spaces:
+    def finish(self, samples: Tensor) -> Found:
+        asked, found, rows, protocol, pictures = self.asked, [], [], [], {}
+        spaces = [("pixels", None), *([asked.features] if asked.features else [])]
+        for space, network in spaces if asked.neighbours else []:
             ours, theirs = (x[:NEAREST].to(asked.device) for x in (samples, asked.tested()[0]))
-            found, rows = neighbours(ours, theirs, asked.train()[0], space, network, ROWS, COLUMNS - 1)
-            self._found = (*self._found, found)
-            self._pictures[f"sample | its nearest training images ({space})"] = image_grid(rows, COLUMNS)
-
-    def fields(self) -> dict[str, Any]:
-        return {"neighbours": self._found}
-
-    def rows(self) -> list[tuple[str, str]]:
-        rows = []
-        for n in self._found:
-            rows.append((f"nearest training image of a sample, median L2 ({n.space})", f"{n.samples_median:.4g}"))
-            rows.append((f"nearest training image of a test image ({n.space})", f"{n.test_median:.4g}"))
-        return rows
-
-    def protocol(self) -> list[str]:
-        return [
-            f"nearest neighbours in {n.space}: {n.samples:,} samples and the first {n.test_images:,} images against "
-            f"{n.train_images:,} training images"
-            for n in self._found
-        ]
-
-    def pictures(self) -> dict[str, Picture]:
-        return self._pictures
+            n, shown = neighbours(ours, theirs, asked.train()[0], space, network, ROWS, COLUMNS - 1)
+            found.append(n)
+            rows += [
+                (f"nearest training image of a sample, median L2 ({space})", f"{n.samples_median:.4g}"),
+                (f"nearest training image of a test image ({space})", f"{n.test_median:.4g}"),
+            ]
+            protocol.append(
+                f"nearest neighbours in {space}: {n.samples:,} samples and the first {n.test_images:,} images against "
+                f"{n.train_images:,} training images"
+            )
+            pictures[f"sample | its nearest training images ({space})"] = image_grid(shown, COLUMNS)
+        return Found({"neighbours": tuple(found)}, rows, protocol=tuple(protocol), pictures=pictures)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resvae.errors import ResvaeError, at_least, one_line
-from resvae.evaluation.measure import BATCH, Asked, Measure
+from resvae.errors import ResvaeError, one_line
+from resvae.evaluation.measure import BATCH, Asked, Found, Measure
 from resvae.isolation import isolated
 from resvae.models import ImageVAE
 from resvae.networks import ResNetEncoder
@@ -117,33 +117,23 @@ def shortened(x: np.ndarray, seed: int) -> np.ndarray:
 class LinearProbe(Measure):
     """What a linear classifier reads, where a number of training images is given."""
 
-    def __init__(self, probe_images: int | None) -> None:
-        at_least(1, probe_images=probe_images)
-        self._num = probe_images
-        self._found: Probe | None = None
-
-    def begin(self, asked: Asked) -> None:
-        if self._num is not None:
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        if asked.probe_images is not None:
             asked.train()
 
-    def finish(self, asked: Asked, samples: Tensor) -> None:
-        if self._num is not None:
-            self._found = probe(asked.model, asked.train(self._num), asked.tested(), asked.seed)
-
-    def fields(self) -> dict[str, Any]:
-        return {"probe": self._found}
-
-    def rows(self) -> list[tuple[str, str]]:
-        return [
+    def finish(self, samples: Tensor) -> Found:
+        asked = self.asked
+        if asked.probe_images is None:
+            return Found({"probe": None})
+        p = probe(asked.model, asked.train(asked.probe_images), asked.tested(), asked.seed)
+        rows = [
             (f"linear probe, {score.representation} ({score.dimensions:,})", f"{100 * score.accuracy:.1f} %")
-            for score in (self._found.scores if self._found else ())
+            for score in p.scores
         ]
-
-    def protocol(self) -> list[str]:
-        if (p := self._found) is None:
-            return []
-        return [
+        protocol = (
             f"linear probe: logistic regression on standardised features, {p.classes} classes, trained on "
             f"{p.train_images:,} training images, C chosen on a fifth of them, tested on {p.test_images:,} images; "
             f"in brackets the dimensions (over {LIMIT:,}: projected at random to this many)"
-        ]
+        )
+        return Found({"probe": p}, rows, protocol=(protocol,))

@@ -1,13 +1,12 @@
 """Generated images: what distances and neighbours are measured of, and a grid of them."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resvae.evaluation.grids import image_grid
-from resvae.evaluation.measure import BATCH, COLUMNS, Asked, Measure, Picture
+from resvae.evaluation.measure import BATCH, COLUMNS, Asked, Found, Measure
 from resvae.isolation import isolated
 from resvae.models import ImageVAE
 
@@ -27,16 +26,11 @@ def generate(vae: ImageVAE, num: int, seed: int = 0, batch_size: int = BATCH) ->
 class Samples(Measure):
     """No figures: a picture of the first samples."""
 
-    def __init__(self, pictures: bool) -> None:
-        self.generated = SHOWN if pictures else 0
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        self.generated = SHOWN if asked.pictures else 0
 
-    def finish(self, asked: Asked, samples: Tensor) -> None:
-        self._shown = samples[: self.generated]
-
-    def fields(self) -> dict[str, Any]:
-        return {}
-
-    def pictures(self) -> dict[str, Picture]:
+    def finish(self, samples: Tensor) -> Found:
         if not self.generated:
-            return {}
-        return {"samples, the mean of p(x|z)": image_grid(self._shown / 255, COLUMNS)}
+            return Found({})
+        return Found({}, pictures={"samples, the mean of p(x|z)": image_grid(samples[:SHOWN] / 255, COLUMNS)})
