@@ -32,11 +32,11 @@ class Request:
     """What to read; the fields are arguments of ``ImageSets``."""
 
     name: str
-    root: str = "data"
-    path: str | None = None
-    image_size: int | None = None
-    on_corrupt: str = "refuse"
-    download: bool = True
+    root: str
+    path: str | None
+    image_size: int | None
+    on_corrupt: str
+    download: bool
 
 
 def resized(x: Tensor, size: int) -> Tensor:
@@ -53,14 +53,13 @@ def channels_first(array: np.ndarray, where: str) -> Tensor:
     """A uint8 array ``N H W``, ``N H W C`` or ``N C H W`` as ``[N, C, H, W]``; ``where`` names it in messages."""
     if array.dtype != np.uint8:
         raise ResvaeError(f"data.path: {where} are {array.dtype}; they must be uint8 in 0..255")
+    if array.ndim not in (3, 4):
+        raise ResvaeError(f"data.path: {where} have shape {array.shape}; it must be N H W, N H W C or N C H W")
     x = torch.from_numpy(array)
     if x.ndim == 3:
         return x[:, None]
-    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
-        return x.permute(0, 3, 1, 2).contiguous()
-    if x.ndim == 4:
-        return x
-    raise ResvaeError(f"data.path: {where} have shape {tuple(array.shape)}; it must be N H W, N H W C or N C H W")
+    last = x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4)
+    return x.permute(0, 3, 1, 2).contiguous() if last else x
 
 
 def split_off(images: Images, every: int = TEST_EVERY) -> Source:

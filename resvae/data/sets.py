@@ -56,12 +56,8 @@ class ImageSets:
             raise ResvaeError(f"data.on_corrupt: {on_corrupt!r} is not allowed; refuse or skip")
         self._request = Request(name, root, path, image_size, on_corrupt, download)
         check(self._request)
-        self.name = name
-        self.root = root
-        self.validation = validation
-        self.protocol = protocol
-        self.seed = seed
-        self.limit = limit
+        self.name, self.root, self.seed = name, root, seed
+        self.validation, self.protocol, self.limit = validation, protocol, limit
         self._sets: dict[str, Images] = {}
 
     def split(self, name: Split) -> Images:
@@ -71,9 +67,8 @@ class ImageSets:
         if not self._sets:
             train, test = read(self._request)
             order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(self.seed))
-            if self.protocol == "test_as_validation":
-                validation = test
-            else:
+            validation = test
+            if self.protocol == "split":
                 num = self._num_validation(len(order))
                 validation, order = train.take(order[:num]), order[num:]
             self._sets = {"train": train.take(order[: self.limit]), "val": validation, "test": test}

@@ -21,11 +21,7 @@ SOURCES = {
 
 
 def check(request: Request) -> None:
-    """Refuse what cannot be read, before any work is done.
-
-    Raises:
-        ResvaeError: an unknown name, a path that is missing or does not exist, a size below 1.
-    """
+    """Raise ``ResvaeError`` for an unknown name, a path that is missing or does not exist, a size below 1."""
     if request.name not in SOURCES:
         raise ResvaeError(f"data.name: {request.name!r} is not known; one of {', '.join(SOURCES)}")
     at_least(1, **{"data.image_size": request.image_size})
@@ -36,11 +32,7 @@ def check(request: Request) -> None:
 
 
 def read(request: Request) -> Source:
-    """The training set and the test set of a request that ``check`` accepts.
-
-    Raises:
-        ResvaeError: no images, a corrupt or unsuitable file, a failed download.
-    """
+    """The training and the test set of a request, or ``ResvaeError`` for an unsuitable file or a failed download."""
     train, test = _source(request).read(request)
     if (size := request.image_size) is not None:
         train, test = (Images(resized(part.x, size), part.y) for part in (train, test))

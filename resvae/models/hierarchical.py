@@ -14,7 +14,7 @@ from resvae.models.levels import Choose, Level, LevelsPosterior, Visit, given, j
 from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetEncoder, latent_levels, vae_blocks
 from resvae.networks.blocks import ResidualBlock
-from resvae.networks.stages import checked_shape, final_layers
+from resvae.networks.stages import checked_shape, final_layers, start_small
 from resvae.probability import ElboTerms, LikelihoodChoice, make_likelihood
 
 
@@ -100,10 +100,7 @@ class HierarchicalVAE(ImageVAE):
             self.stages.append(stage)
         self.final = final_layers(widths[0], block)
         self.out = nn.Conv2d(widths[0], self.likelihood.num_features, 1)
-        # A small last layer: training starts from the likelihood's own start, whatever the depth before it.
-        nn.init.normal_(self.out.weight, std=0.1 * widths[0] ** -0.5)
-        assert self.out.bias is not None
-        nn.init.zeros_(self.out.bias)
+        start_small(self.out)
         # of the latents of each level, [K, h, w]
         sizes = [(h // s, w // s) for s in self.encoder.strides[::-1] for h, w in [self.image_shape[1:]]]
         self.latent_shapes = [

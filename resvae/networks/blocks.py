@@ -101,19 +101,9 @@ class ResidualBlock(nn.Module):
                      +-> shortcut ------------------^
 
     With ``up`` the result is ``[B, C, H*stride, W*stride]``. In pre-activation orders, ``before`` holds the first
-    normalisation and activation in blocks with a projection and in the block after the stem (He 2016, appendix).
-    In all other blocks it is empty. A plain network (``merge="none"``) has no shortcut.
-
-    Args:
-        in_channels, channels: the numbers of channels of x and of y.
-        stride: the factor by which the resolution shrinks, or grows with ``up``.
-        up: whether the block up-samples.
-        config: the choices that define the block.
-        residual_scale: factor on the initial weights of the last layer of the branch.
-        first: whether the block directly follows the stem.
-
-    Attributes:
-        in_channels, channels, stride, up: as given. plain: whether the block has no shortcut.
+    normalisation and activation in blocks with a projection and in the ``first`` block, which follows the stem (He
+    2016, appendix). In all other blocks it is empty. A ``plain`` block (``merge="none"``) has no shortcut. The initial
+    weights of the branch's last layer are multiplied by ``residual_scale``.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from resvae.errors import at_least
 from resvae.networks.blocks import BlockConfig
-from resvae.networks.stages import check_stages, coarsest, final_layers, make_stages
+from resvae.networks.stages import check_stages, coarsest, final_layers, make_stages, start_small
 
 
 class ResNetDecoder(nn.Module):
@@ -18,13 +18,11 @@ class ResNetDecoder(nn.Module):
         z [B D] -> dense -> [B widths[0] h w] -> stage 0 -> stage 1 -> ... -> convolution -> [B out_channels H W]
 
     Args:
-        latent_dim: D, the size of the latent vector.
+        latent_dim: D.
         image_shape: ``(C, H, W)``; the product of the strides must divide H and W.
         out_channels: channels of the output (default: C). For a likelihood, pass its ``num_features``.
-        blocks: residual blocks per stage, coarsest first.
-        widths: channels per stage, coarsest first.
+        blocks, widths: residual blocks and channels per stage, coarsest first.
         strides: up-sampling by the first block of each stage; (1, 2, 2, 2) mirrors an encoder with (1, 2, 2, 2).
-        config: the choices that define a block; ``config.upsample`` is transposed convolutions or nearest neighbours.
 
     Attributes:
         in_shape: ``(widths[0], h, w)``, the shape of the map that ``decode_map`` takes.
@@ -56,10 +54,7 @@ class ResNetDecoder(nn.Module):
         self.out = nn.Conv2d(widths[-1], out_channels, 1)
         nn.init.normal_(self.dense.weight, std=latent_dim**-0.5)
         nn.init.zeros_(self.dense.bias)
-        # With a small last layer, training starts from the likelihood's own start at any depth.
-        nn.init.normal_(self.out.weight, std=0.1 * widths[-1] ** -0.5)
-        assert self.out.bias is not None
-        nn.init.zeros_(self.out.bias)
+        start_small(self.out)
 
     def forward(self, z: Tensor) -> Tensor:
         """``z [B, D]`` to ``[B, out_channels, H, W]``."""

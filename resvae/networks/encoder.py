@@ -25,14 +25,12 @@ class ResNetEncoder(nn.Module):
 
     Args:
         image_shape: ``(C, H, W)``; the product of the strides must divide H and W.
-        blocks: residual blocks per stage; ``depth.py`` computes them from one number.
-        widths: output channels per stage.
+        blocks, widths: residual blocks (``depth.py`` computes them from one number) and channels per stage.
         strides: down-sampling by the first block of each stage.
         stem: ``cifar`` (3x3), ``imagenet`` (7x7 with stride 2, and max-pooling) or ``none``. Without a stem, the first
             activation of a pre-activation order is applied to x itself.
         stem_width: channels of the stem (default: ``widths[0]``). He's bottleneck networks have 16 (CIFAR, widths from
             64) and 64 (ImageNet, widths from 256).
-        config: the choices that define a block.
 
     Attributes:
         channels: the channels of each stage's map. strides: the image's size divided by that of each stage's map.

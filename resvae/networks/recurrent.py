@@ -19,14 +19,9 @@ class ResidualGRUCell(nn.Module):
     this is a cell of vectors. With a_h = a_x = 0 it is the plain GRU, o = h'.
 
     Args:
-        in_channels: channels of x.
-        channels: channels of the state and the output.
-        kernel_size: the size of W and W_ox, odd.
-        hidden_kernel_size: the size of U and W_h, odd.
+        in_channels, channels: those of x; those of the state and the output.
+        kernel_size, hidden_kernel_size: of W and W_ox; of U and W_h. Odd, else ``ResvaeError``.
         a_h, a_x: the factors on the two residuals.
-
-    Raises:
-        ResvaeError: an even kernel size.
     """
 
     def __init__(
@@ -43,10 +38,10 @@ class ResidualGRUCell(nn.Module):
             if size < 1 or size % 2 == 0:
                 raise ResvaeError(f"{field}: {size} is not allowed; it must be odd and at least 1")
         self.a_h, self.a_x = a_h, a_x
-        # applied to x: z, r, candidate, output
-        self.input = nn.Conv2d(in_channels, 4 * channels, kernel_size, padding="same")
-        # applied to h: z, r, residual
-        self.hidden = nn.Conv2d(channels, 3 * channels, hidden_kernel_size, padding="same", bias=False)
+        self.input = nn.Conv2d(in_channels, 4 * channels, kernel_size, padding="same")  # z, r, candidate, output
+        self.hidden = nn.Conv2d(
+            channels, 3 * channels, hidden_kernel_size, padding="same", bias=False
+        )  # z, r, residual
         self.candidate = nn.Conv2d(channels, channels, hidden_kernel_size, padding="same", bias=False)
 
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:

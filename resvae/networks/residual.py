@@ -1,5 +1,6 @@
 """The residual connection around any module, and the ways to merge x and F(x)."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -14,36 +15,14 @@ MergeName = Literal["sum", "product", "none", "half", "highway", "shortcut_gate"
 Merge = MergeName | Callable[[Tensor, Tensor], Tensor]
 
 
-class Sum(nn.Module):
-    """x + F(x) (He 2015, eq. 1)."""
-
-    def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return x + F(x); both have the same shape."""
-        return x + fx
-
-
-class Product(nn.Module):
-    """The product x F(x)."""
-
-    def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return x F(x); both have the same shape."""
-        return x * fx
-
-
-class Plain(nn.Module):
+def plain(x: Tensor, fx: Tensor) -> Tensor:
     """F(x) alone: a plain network."""
-
-    def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return F(x)."""
-        return fx
+    return fx
 
 
-class Half(nn.Module):
+def half(x: Tensor, fx: Tensor) -> Tensor:
     """0.5 x + 0.5 F(x) (He 2016, table 1: constant scaling)."""
-
-    def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return (x + F(x)) / 2; both have the same shape."""
-        return 0.5 * x + 0.5 * fx
+    return 0.5 * x + 0.5 * fx
 
 
 class _Gate(nn.Linear):
@@ -58,7 +37,13 @@ class _Gate(nn.Linear):
         return torch.sigmoid(F.linear(input.movedim(self.dim, -1), self.weight, self.bias)).movedim(-1, self.dim)
 
 
-class Highway(nn.Module):
+class _Gated(nn.Module):
+    def __init__(self, channels: int, bias: float = -1.0, dim: int = 1):
+        super().__init__()
+        self.gate = _Gate(channels, bias, dim)
+
+
+class Highway(_Gated):
     """T F(x) + (1 - T) x with T = sigmoid(W x + b) (Srivastava 2015, eq. 3; He 2016, table 1: exclusive gating).
 
     Args:
@@ -67,32 +52,21 @@ class Highway(nn.Module):
         dim: the dimension that W mixes: 1 for maps ``[B, C, H, W]``, -1 for sequences ``[B, T, C]``.
     """
 
-    def __init__(self, channels: int, bias: float = -1.0, dim: int = 1):
-        super().__init__()
-        self.gate = _Gate(channels, bias, dim)
-
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return T(x) F(x) + (1 - T(x)) x; x and F(x) have the same shape."""
+        """Merge x and F(x), which have the same shape."""
         return x + self.gate(x) * (fx - x)  # not lerp: under autocast x and F(x) may have different types
 
 
-class ShortcutGate(nn.Module):
-    """F(x) + (1 - g) x with g = sigmoid(W x + b) (He 2016, table 1: shortcut-only gating).
-
-    Args:
-        channels, bias, dim: as in ``Highway``.
-    """
-
-    def __init__(self, channels: int, bias: float = -1.0, dim: int = 1):
-        super().__init__()
-        self.gate = _Gate(channels, bias, dim)
+class ShortcutGate(_Gated):
+    """F(x) + (1 - g) x with g = sigmoid(W x + b) (He 2016, table 1: shortcut-only gating); arguments as ``Highway``."""
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return F(x) + (1 - g(x)) x; x and F(x) have the same shape."""
+        """Merge x and F(x), which have the same shape."""
         return fx + (1 - self.gate(x)) * x
 
 
-MERGES: dict[str, type[nn.Module]] = {"sum": Sum, "product": Product, "none": Plain, "half": Half}
+# Functions that have a name, so that a module with one of them can be pickled.
+MERGES = {"sum": operator.add, "product": operator.mul, "none": plain, "half": half}
 GATES = {"highway": Highway, "shortcut_gate": ShortcutGate}
 
 
@@ -126,7 +100,7 @@ class Residual(nn.Module):
         self.merge = make_merge(merge)
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the module's output, merged with x. Raises ``ResvaeError`` where their shapes differ."""
+        """The module's output, merged with x."""
         y = self.module(x, *args, **kwargs)
         if isinstance(y, tuple) and not isinstance(y, PackedSequence):
             return self._merged(x, y[0], f", the first of {len(y)} outputs"), *y[1:]
@@ -134,17 +108,14 @@ class Residual(nn.Module):
 
     def _merged(self, x: Any, fx: Any, which: str = "") -> Any:
         if isinstance(x, PackedSequence) and isinstance(fx, PackedSequence):
-            if not all(map(_alike, x[1:], fx[1:])):
+            pairs = [(a, b) for a, b in zip(x[1:], fx[1:], strict=True) if a is not b]
+            if not all(isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b) for a, b in pairs):
                 raise ResvaeError("Residual: the module changes lengths or order of a PackedSequence; both must stay")
             return fx._replace(data=self._merged(x.data, fx.data, f", packed data{which}"))
         a, b = (tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in (x, fx))
         if a != b or not isinstance(x, Tensor):
             raise ResvaeError(f"Residual: the module turns {a} into {b}{which}; both must have the same shape")
         return self.merge(x, fx)
-
-
-def _alike(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 def make_merge(
@@ -155,7 +126,7 @@ def make_merge(
     if callable(merge):
         return merge
     if merge not in GATES:
-        return MERGES[merge]()
+        return MERGES[merge]
     if channels is None:
         raise ResvaeError(f"merge: {merge} needs the number of channels here; give {GATES[merge].__name__}(channels)")
     return GATES[merge](channels, bias, dim)

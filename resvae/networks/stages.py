@@ -20,30 +20,18 @@ def make_stages(
 ) -> nn.ModuleList:
     """One ``nn.Sequential`` of residual blocks per stage. Its first block changes resolution and width.
 
-    Args:
-        in_channels: channels of the input of the first stage.
-        blocks, widths, strides: one number per stage.
-        config: the choices that define a block.
-        up: whether the strides up-sample.
-        stem: whether the input comes directly from a convolution.
+    ``blocks``, ``widths`` and ``strides`` have one number per stage. ``stem``: the input comes from a convolution.
     """
     scale = config.scale(sum(blocks))
     stages = nn.ModuleList()
-    for i, (num, channels, stride) in enumerate(zip(blocks, widths, strides, strict=True)):
+    for num, channels, stride in zip(blocks, widths, strides, strict=True):
         stage = nn.Sequential()
-        for j in range(num):
-            stage.append(
-                ResidualBlock(
-                    in_channels,
-                    channels,
-                    stride=stride if j == 0 else 1,
-                    up=up,
-                    config=config,
-                    residual_scale=scale,
-                    first=stem and i == j == 0,
-                )
+        for _ in range(num):
+            block = ResidualBlock(
+                in_channels, channels, stride=stride, up=up, config=config, residual_scale=scale, first=stem
             )
-            in_channels = channels
+            stage.append(block)
+            in_channels, stride, stem = channels, 1, False
         stages.append(stage)
     return stages
 
@@ -53,6 +41,13 @@ def final_layers(channels: int, config: BlockConfig) -> nn.Module:
     if not config.pre_activation:
         return nn.Identity()
     return nn.Sequential(config.make_norm(channels), config.make_activation())
+
+
+def start_small(last: nn.Conv2d) -> None:
+    """Initialise a decoder's last layer so that training starts from the likelihood's own start at any depth."""
+    nn.init.normal_(last.weight, std=0.1 * last.in_channels**-0.5)
+    assert last.bias is not None
+    nn.init.zeros_(last.bias)
 
 
 def check_stages(name: str, **values: Sequence[int]) -> None:

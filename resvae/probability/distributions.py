@@ -28,6 +28,9 @@ class DiscretizedLogistic(Distribution):
         log_scale: log of the logistic's scale, on the same scale; clamped to [-7, 7].
     """
 
+    arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}  # noqa: RUF012  # pyright: ignore
+    support = constraints.unit_interval  # pyright: ignore
+
     def __init__(self, loc: Tensor, log_scale: Tensor, validate_args: bool | None = None):
         self.loc, self.log_scale = torch.broadcast_tensors(loc, log_scale.clamp(*LOG_SCALE_RANGE))
         super().__init__(self.loc.shape, validate_args=validate_args)
@@ -49,19 +52,9 @@ class DiscretizedLogistic(Distribution):
         """Mean in [0, 1], within half a grey level (where the scale is under a grey level; else much closer)."""
         return _mean_level(self.loc, self.log_scale) / 255
 
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Every parameter is a real number."""
-        return dict.fromkeys(("loc", "log_scale"), constraints.real)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Values in [0, 1]."""
-        return constraints.unit_interval
-
 
 class DiscretizedLogisticMixture(Distribution):
-    """A mixture of K discretised logistics a pixel, its channels autoregressive within each component.
+    """A mixture of K discretised logistics per pixel, its channels autoregressive within each component.
 
     In component k channel c is centred at ``loc_c + sum_{j<c} coefficient_cj x_j``, x on [-1, 1] (ibid. eq. 3).
     Batch shape ``[B]``, event shape ``[C, H, W]``.
@@ -76,13 +69,11 @@ class DiscretizedLogisticMixture(Distribution):
         ResvaeError: shapes that do not belong together.
     """
 
+    arg_constraints = dict.fromkeys(("logits", "loc", "log_scale", "coefficients"), constraints.real)  # pyright: ignore
+    support = constraints.independent(constraints.unit_interval, 3)  # pyright: ignore
+
     def __init__(
-        self,
-        logits: Tensor,
-        loc: Tensor,
-        log_scale: Tensor,
-        coefficients: Tensor,
-        validate_args: bool | None = None,
+        self, logits: Tensor, loc: Tensor, log_scale: Tensor, coefficients: Tensor, validate_args: bool | None = None
     ):
         batch, k, c, h, w = loc.shape
         expected = ((batch, k, h, w), (batch, k, c, h, w), (batch, k, c * (c - 1) // 2, h, w))
@@ -113,9 +104,8 @@ class DiscretizedLogisticMixture(Distribution):
     @torch.no_grad()
     def sample(self, sample_shape: _size = ()) -> Tensor:
         """Exact samples on the grid k/255, ``[*sample_shape, B, C, H, W]``."""
-        component = Categorical(logits=self.logits.movedim(-3, -1), validate_args=False).sample(
-            torch.Size(sample_shape)
-        )
+        components = Categorical(logits=self.logits.movedim(-3, -1), validate_args=False)
+        component = components.sample(torch.Size(sample_shape))
 
         def chosen(parameter: Tensor) -> Tensor:  # B K D H W -> ... B 1 D H W
             parameter = parameter.expand(*sample_shape, *parameter.shape)
@@ -138,16 +128,6 @@ class DiscretizedLogisticMixture(Distribution):
             x.append(_mean_level(centre, self.log_scale[..., c, :, :]) / HALF - 1)
         weights = self.logits.softmax(-3)
         return (torch.stack([(weights * x_c).sum(-3) for x_c in x], -3) + 1) / 2
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Every parameter is a real number."""
-        return dict.fromkeys(("logits", "loc", "log_scale", "coefficients"), constraints.real)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Values in [0, 1]."""
-        return constraints.independent(constraints.unit_interval, 3)
 
 
 def _centre(loc: Tensor, coefficients: Tensor, c: int, x: Sequence[Tensor]) -> Tensor:

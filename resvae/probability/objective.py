@@ -1,5 +1,6 @@
 """The evidence lower bound: its terms, how training weighs them, and its importance-weighted refinement."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -92,11 +93,8 @@ def running_bound(log_weights: Iterable[Tensor]) -> Iterator[Tensor]:
 
     One log-weight is kept at a time. In float32 the thousandth sample of a bound of -30,000 nats would be lost.
     """
-    total = None
-    for k, log_weight in enumerate(log_weights, 1):
-        weight = log_weight.double()
-        total = weight if total is None else torch.logaddexp(total, weight)
-        yield total - math.log(k)
+    sums = itertools.accumulate((weight.double() for weight in log_weights), torch.logaddexp)
+    return (total - math.log(k) for k, total in enumerate(sums, 1))
 
 
 def importance_bound(log_weights: Iterable[Tensor]) -> Tensor:
