@@ -5,8 +5,8 @@ from resvae.evaluation.classification import Classification as Classification
 from resvae.evaluation.distances import Distances, distances, feature_network
 from resvae.evaluation.grids import beside, image_grid, save_grid
 from resvae.evaluation.measure import Asked, Found, Measure
-from resvae.evaluation.neighbours import Neighbours, nearest, neighbours
-from resvae.evaluation.probe import Probe, linear_probe, probe
+from resvae.evaluation.neighbours import Neighbours
+from resvae.evaluation.probe import Probe, linear_probe
 from resvae.evaluation.reconstruction import Reconstruction as Reconstruction
 from resvae.evaluation.report import Report, evaluate, write_report
 from resvae.evaluation.samples import generate
@@ -27,9 +27,6 @@ __all__ = [
     "generate",
     "image_grid",
     "linear_probe",
-    "nearest",
-    "neighbours",
-    "probe",
     "save_grid",
     "write_report",
 ]

@@ -27,11 +27,7 @@ class Neighbours:
 
 @torch.no_grad()
 def nearest(
-    queries: Tensor,
-    bank: Tensor,
-    num: int = 1,
-    embed: Callable[[Tensor], Tensor] | None = None,
-    chunk: int = 500,
+    queries: Tensor, bank: Tensor, num: int = 1, embed: Callable[[Tensor], Tensor] | None = None, chunk: int = 500
 ) -> tuple[Tensor, Tensor]:
     """The ``num`` images of ``bank`` nearest to each query, nearest first.
 
@@ -57,44 +53,12 @@ def nearest(
     return best.cpu() / scale, index.cpu()
 
 
-def neighbours(
-    samples: Tensor,
-    test: Tensor,
-    train: Tensor,
-    space: str = "pixels",
-    embed: Callable[[Tensor], Tensor] | None = None,
-    shown: int = 10,
-    num: int = 7,
-) -> tuple[Neighbours, Tensor]:
+class NearestImages(Measure):
     """How near samples, and images that the model has not seen, come to the training images.
 
-    Args:
-        samples, test, train: uint8 ``[N, C, H, W]``; ``samples`` and ``test`` on the device to compute on.
-        space: its name in the report.
-        embed: images to vectors; default: pixels.
-        shown: how many samples are returned as pictures.
-        num: how many neighbours of each.
-
-    Returns:
-        The medians, and for ``image_grid`` the first ``shown`` samples, each before its ``num`` nearest training
-        images: float32 in [0, 1], ``[shown * (1 + num), C, H, W]``.
+    In pixels and, where a feature network is given, in its features. Pictures show the first samples, each before its
+    nearest training images.
     """
-    ours, index = nearest(samples, train, num, embed)
-    theirs, _ = nearest(test, train, 1, embed)
-    rows = torch.cat([samples[:shown].cpu()[:, None], train[index[:shown]]], 1)
-    result = Neighbours(
-        space=space,
-        train_images=len(train),
-        samples=len(samples),
-        test_images=len(test),
-        samples_median=ours[:, 0].median().item(),
-        test_median=theirs.median().item(),
-    )
-    return result, rows.flatten(0, 1) / 255
-
-
-class NearestImages(Measure):
-    """Neighbours in pixels and, where a feature network is given, in its features."""
 
     def __init__(self, asked: Asked) -> None:
         super().__init__(asked)
@@ -105,17 +69,21 @@ class NearestImages(Measure):
     def finish(self, samples: Tensor) -> Found:
         asked, found, rows, protocol, pictures = self.asked, [], [], [], {}
         spaces = [("pixels", None), *([asked.features] if asked.features else [])]
-        for space, network in spaces if asked.neighbours else []:
+        for space, embed in spaces if asked.neighbours else []:
+            train = asked.train()[0]
             ours, theirs = (x[:NEAREST].to(asked.device) for x in (samples, asked.tested()[0]))
-            n, shown = neighbours(ours, theirs, asked.train()[0], space, network, ROWS, COLUMNS - 1)
-            found.append(n)
+            near, index = nearest(ours, train, COLUMNS - 1, embed)
+            control, _ = nearest(theirs, train, 1, embed)
+            medians = near[:, 0].median().item(), control.median().item()
+            found.append(Neighbours(space, len(train), len(ours), len(theirs), *medians))
             rows += [
-                (f"nearest training image of a sample, median L2 ({space})", f"{n.samples_median:.4g}"),
-                (f"nearest training image of a test image ({space})", f"{n.test_median:.4g}"),
+                (f"nearest training image of a sample, median L2 ({space})", f"{medians[0]:.4g}"),
+                (f"nearest training image of a test image ({space})", f"{medians[1]:.4g}"),
             ]
             protocol.append(
-                f"nearest neighbours in {space}: {n.samples:,} samples and the first {n.test_images:,} images against "
-                f"{n.train_images:,} training images"
+                f"nearest neighbours in {space}: {len(ours):,} samples and the first {len(theirs):,} images against "
+                f"{len(train):,} training images"
             )
+            shown = torch.cat([samples[:ROWS, None], train[index[:ROWS]]], 1).flatten(0, 1) / 255
             pictures[f"sample | its nearest training images ({space})"] = image_grid(shown, COLUMNS)
         return Found({"neighbours": tuple(found)}, rows, protocol=tuple(protocol), pictures=pictures)
