@@ -42,11 +42,14 @@ class ResNetClassifier(ImageModel):
     ):
         super().__init__()
         at_least(1, num_classes=num_classes)
-        if encoder is None:  # a given one does not know its own arguments
-            self.arguments = json_arguments(
-                {"depth": depth, "num_classes": num_classes, "image_shape": image_shape, "block": block}
-            )
-        self.encoder = encoder or _he_encoder(depth, image_shape, block)
+        if encoder is None:
+            given = {"depth": depth, "num_classes": num_classes, "image_shape": image_shape, "block": block}
+            self.arguments = json_arguments(given)  # an encoder does not know its own arguments
+            kind, blocks = cifar_blocks(depth)
+            widths = (16, 32, 64) if kind == "basic" else (64, 128, 256)
+            block = replace(block, kind=kind)
+            encoder = ResNetEncoder(image_shape, blocks, widths, (1, 2, 2), stem_width=16, config=block)
+        self.encoder = encoder
         self.image_shape = self.encoder.image_shape
         self.num_classes = num_classes
         self.classifier = nn.Linear(self.encoder.channels[-1], num_classes)
@@ -81,9 +84,3 @@ class ResNetClassifier(ImageModel):
             raise ResvaeError(
                 f"data: the images of {data} are not labelled, or all alike; two classes or more are needed"
             )
-
-
-def _he_encoder(depth: int, image_shape: Shape, block: BlockConfig) -> ResNetEncoder:
-    kind, blocks = cifar_blocks(depth)
-    widths = (16, 32, 64) if kind == "basic" else (64, 128, 256)
-    return ResNetEncoder(image_shape, blocks, widths, (1, 2, 2), stem_width=16, config=replace(block, kind=kind))

@@ -30,11 +30,8 @@ class Visit:
 class Level(nn.Module):
     """One group of latents ``z [B, K, h, w]`` on a map ``h [B, C, h, w]``: prior, posterior, and the way back to h.
 
-    Args:
-        channels: C, of the map and of the encoder's features at its resolution.
-        latent_channels: K.
-        num_levels: of the whole network, whose latents together add a variance of 1 to h at the start.
-        config: its activation.
+    C ``channels`` are those of the map and of the encoder's features at its resolution, K is ``latent_channels``. The
+    latents of all ``num_levels`` of the network together add a variance of 1 to h at the start.
     """
 
     def __init__(self, channels: int, latent_channels: int, num_levels: int, config: BlockConfig):
@@ -107,6 +104,8 @@ class LevelsPosterior(Distribution):
     has_rsample = True
     support = constraints.real_vector  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
+    arg_constraints = {}  # noqa: RUF012  # pyright: ignore  it is made of a model, not of parameters
+
     def __init__(
         self,
         descend: Callable[[Choose], list[Visit]],
@@ -116,11 +115,6 @@ class LevelsPosterior(Distribution):
     ):
         self._descend, self._split = descend, split
         super().__init__(torch.Size([num]), torch.Size([num_dims]), validate_args=False)
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: it is made of a model, not of parameters."""
-        return {}
 
     @property
     def mean(self) -> Tensor:

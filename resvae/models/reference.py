@@ -6,8 +6,8 @@ from torch.distributions import Independent
 
 from resvae.errors import ResvaeError, at_least
 from resvae.models.base import Encoded, json_arguments
-from resvae.models.one_latent import OneLatentVAE, gaussian
 from resvae.models.registry import register
+from resvae.models.vae import OneLatentVAE, gaussian
 from resvae.networks import BlockConfig, ResidualBlock, ResNetEncoder, vae_blocks
 from resvae.probability import Bernoulli
 
