@@ -25,15 +25,15 @@ class Asked:
     sets: ImageSets | None  # None: the images were given as batches
     split: Split
     num: int | None
+    seed: int
+    track: Callable[[Iterable[Any], str], Iterable[Any]]
     num_samples: int
     iw_images: int | None
-    seed: int
     features: tuple[str, nn.Module] | None
     num_generated: int | None
     probe_images: int | None
     neighbours: bool
     pictures: bool
-    track: Callable[[Iterable[Any], str], Iterable[Any]]
 
     def tested(self) -> tuple[Tensor, Tensor]:
         """The measured images ``[N, C, H, W]``, uint8, and their labels ``[N]``."""

@@ -150,22 +150,8 @@ def evaluate(
     start = time.perf_counter()
     sets = images if isinstance(images, ImageSets) else None
     device = next(model.parameters()).device
-    asked = Asked(
-        model,
-        device,
-        sets,
-        split=split,
-        num=num,
-        num_samples=num_samples,
-        iw_images=iw_images,
-        seed=seed,
-        features=features,
-        num_generated=num_generated,
-        probe_images=probe_images,
-        neighbours=neighbours,
-        pictures=pictures,
-        track=track,
-    )
+    bound, generated = (num_samples, iw_images), (features, num_generated, probe_images, neighbours, pictures)
+    asked = Asked(model, device, sets, split, num, seed, track, *bound, *generated)
     kinds = (Bounds, Samples, *ALWAYS, GeneratedDistances, LinearProbe, NearestImages, *more)  # in the table's order
     measures = [kind(asked) for kind in kinds if kind.field == model.field]
     batches = images if sets is None else list(zip(*(part.split(BATCH) for part in asked.tested()), strict=True))

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resvae.errors import ResvaeError, at_least
-from resvae.models.base import ImageModel, Shape, json_arguments
-from resvae.models.images import to_unit
+from resvae.models.base import ImageModel, Shape, json_arguments, to_unit
 from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetEncoder, cifar_blocks
 

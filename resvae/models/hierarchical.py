@@ -14,7 +14,7 @@ from resvae.models.levels import Choose, Level, LevelsPosterior, Visit, given, j
 from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetEncoder, latent_levels, vae_blocks
 from resvae.networks.blocks import ResidualBlock
-from resvae.networks.stages import checked_shape, final_layers, start_small
+from resvae.networks.resnet import final_layers, start_small
 from resvae.probability import ElboTerms, LikelihoodChoice, make_likelihood
 
 
@@ -70,12 +70,12 @@ class HierarchicalVAE(ImageVAE):
         super().__init__()
         self.arguments = json_arguments(locals())
         at_least(1, latent_channels=latent_channels)
-        self.image_shape = checked_shape("model", image_shape)
         blocks = vae_blocks(depth, len(widths), block.kind)
         placed = latent_levels(levels, len(widths))
         self.num_levels = sum(placed)
         self.likelihood = make_likelihood(likelihood, image_shape[0])
-        self.encoder = ResNetEncoder(self.image_shape, blocks, widths, strides, config=block)
+        self.encoder = ResNetEncoder(image_shape, blocks, widths, strides, config=block)
+        self.image_shape = self.encoder.image_shape
         self.start = nn.Parameter(torch.zeros(self.encoder.out_shape))
         self.stages = nn.ModuleList()
         scale = block.scale(sum(blocks))

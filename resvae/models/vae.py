@@ -13,7 +13,6 @@ from resvae.errors import at_least
 from resvae.models.base import Encoded, ImageVAE, Shape, json_arguments, level_temperatures
 from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetDecoder, ResNetEncoder, vae_blocks
-from resvae.networks.stages import checked_shape
 from resvae.probability import ElboTerms, LikelihoodChoice, make_likelihood
 
 
@@ -113,11 +112,11 @@ class VAE(OneLatentVAE):
         super().__init__()
         self.arguments = json_arguments(locals())
         at_least(1, latent_dim=latent_dim)
-        self.image_shape = checked_shape("model", image_shape)
         self.latent_dim = latent_dim
         blocks = vae_blocks(depth, len(widths), block.kind)
         self.likelihood = make_likelihood(likelihood, image_shape[0])
-        self.encoder = ResNetEncoder(self.image_shape, blocks, widths, strides, config=block)
+        self.encoder = ResNetEncoder(image_shape, blocks, widths, strides, config=block)
+        self.image_shape = self.encoder.image_shape
         self.head = nn.Linear(math.prod(self.encoder.out_shape), 2 * latent_dim)
         mirrored = blocks[::-1], widths[::-1], (1, *strides[:0:-1])
         self.decoder = ResNetDecoder(latent_dim, self.image_shape, self.likelihood.num_features, *mirrored, block)

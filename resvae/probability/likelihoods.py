@@ -194,11 +194,6 @@ def make_likelihood(likelihood: LikelihoodChoice, channels: int) -> Likelihood:
         raise ResvaeError(f"likelihood: {likelihood} is not allowed ({one_line(error)})") from error
 
 
-def name_of(likelihood: type) -> str | None:
-    """The name by which a registered class is known."""
-    return next((name for name, known in LIKELIHOODS.items() if known is likelihood), None)
-
-
 def _checked(features: Tensor, num_features: int) -> Tensor:
     if features.ndim != 4 or features.shape[1] != num_features:
         raise ResvaeError(f"features: shape {tuple(features.shape)} is not allowed; (batch, {num_features}, H, W)")
