@@ -36,7 +36,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
     try:
         inspect.signature(type(model)).bind(**model.arguments)
     except TypeError as error:
-        raise ResvaeError(f"model: {name} cannot be saved: its `arguments` are not its constructor's: {error}") from error
+        raise ResvaeError(
+            f"model: {name} cannot be saved: its `arguments` are not its constructor's: {error}"
+        ) from error
     return {"model": name, "arguments": model.arguments}
 
 

@@ -28,11 +28,8 @@ class ImageDataset(Dataset[Batch]):
     """
 
     def __init__(self, images: Images, crop_padding: int = 0, flip: bool = False, seed: int = 0):
-        self.images = images
-        self.crop_padding = crop_padding
-        self.flip = flip
-        self.seed = seed
-        self.epoch = 0
+        self.images, self.seed, self.epoch = images, seed, 0
+        self.crop_padding, self.flip = crop_padding, flip
 
     def __len__(self) -> int:
         return len(self.images.y)
@@ -103,7 +100,7 @@ class TrainLoader(DataLoader[Any]):
 
 
 class ImageDataModule(ImageSets, pl.LightningDataModule):
-    """Batches ``(x uint8 [B, C, H, W], y int64 [B])`` of an ``ImageSets``.
+    """Batches ``(x uint8 [B, C, H, W], y int64 [B])`` of an ``ImageSets``, which raises ``ResvaeError``.
 
     Args:
         name: the name of the data set; see ``ImageSets``.
@@ -113,9 +110,6 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
         flip: in training, mirror half of the images at random.
         num_workers: number of loading processes; 0 is fastest, because all images are in memory.
         **sets: the other arguments of ``ImageSets``.
-
-    Raises:
-        ResvaeError: as ``ImageSets`` does.
     """
 
     def __init__(
@@ -132,11 +126,8 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
         pl.LightningDataModule.__init__(self)
         at_least(1, **{"data.batch_size": batch_size, "data.eval_batch_size": eval_batch_size})
         at_least(0, **{"data.num_workers": num_workers, "data.crop_padding": crop_padding})
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or 2 * batch_size
-        self.crop_padding = crop_padding
-        self.flip = flip
-        self.num_workers = num_workers
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or 2 * batch_size
+        self.crop_padding, self.flip, self.num_workers = crop_padding, flip, num_workers
 
     def prepare_data(self) -> None:
         """Download what is missing, in one process, and read and split it, once."""

@@ -37,11 +37,8 @@ def distances(
 ) -> Distances:
     """FID and KID between two sets of images, by torchmetrics.
 
-    Args:
-        features: images to vectors ``[B, F]``, on the images' device.
-        real, generated: batches of images as ``features`` takes them.
-        name: of the network, for the record.
-        seed: of KID's subsets.
+    ``real`` and ``generated`` are batches of images as the network ``features`` takes them, on its device; it turns
+    them into vectors ``[B, F]``. ``seed`` is that of KID's subsets.
 
     Raises:
         ResvaeError: fewer than two images in either set.
@@ -63,17 +60,9 @@ def distances(
             metric.update(a, real=True)
             metric.update(b, real=False)
         mean, deviation = kid.compute()
-        return Distances(
-            features=name,
-            num_features=a.shape[1],
-            real=len(a),
-            generated=len(b),
-            pixels=GENERATED,
-            fid=fid.compute().item(),
-            kid=mean.item(),
-            kid_deviation=deviation.item() if subset < max(len(a), len(b)) else None,
-            kid_subset=subset,
-        )
+        spread = deviation.item() if subset < max(len(a), len(b)) else None
+        figures = fid.compute().item(), mean.item(), spread, subset
+        return Distances(name, a.shape[1], len(a), len(b), GENERATED, *figures)
 
 
 class GeneratedDistances(Measure):

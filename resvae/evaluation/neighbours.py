@@ -29,15 +29,12 @@ class Neighbours:
 def nearest(
     queries: Tensor, bank: Tensor, num: int = 1, embed: Callable[[Tensor], Tensor] | None = None, chunk: int = 500
 ) -> tuple[Tensor, Tensor]:
-    """The ``num`` images of ``bank`` nearest to each query, nearest first.
+    """L2 distances (float64) and indices of the ``num`` images of ``bank`` nearest to each query: ``[Q, num]``, CPU.
 
     Args:
         queries, bank: images ``[Q, C, H, W]`` and ``[N, C, H, W]``, uint8; distances are taken on the queries' device,
             a chunk of the bank at a time.
         embed: images to vectors ``[B, F]``, on the same device; default: the pixels in [0, 1] themselves.
-
-    Returns:
-        L2 distances, float64, and indices into the bank: each ``[Q, num]``, on the CPU.
     """
     # float64 is exact for whole pixel values: an image's distance to itself is 0, not the root of a rounding error.
     scale, embed = (255, lambda x: x.flatten(1)) if embed is None else (1, embed)

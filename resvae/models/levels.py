@@ -17,14 +17,11 @@ Choose = Callable[[int, Normal, Normal | None], Tensor]
 
 @dataclass(frozen=True)
 class Visit:
-    """One level on the way down: its prior and posterior given the levels above, and the latents chosen there.
+    """One level on the way down: its prior and posterior given the levels above, and the latents chosen there."""
 
-    All are ``[B, K, h, w]``; the posterior is None where there is no image.
-    """
-
-    z: Tensor
+    z: Tensor  # as all: [B, K, h, w]
     prior: Normal
-    posterior: Normal | None
+    posterior: Normal | None  # None where there is no image
 
 
 class Level(nn.Module):
@@ -42,15 +39,12 @@ class Level(nn.Module):
         posterior = nn.Conv2d(2 * channels, 2 * latent_channels, 3, padding=1)
         self.posterior_net = nn.Sequential(config.make_activation(), posterior)
         self.project = nn.Conv2d(latent_channels, channels, 1)
-        for layer in self.prior_net[1:]:  # N(0, 1)
-            nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
-            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
         gain = 1 / SECOND_MOMENT[config.activation]
         nn.init.normal_(posterior.weight, std=0.1 * (gain / (9 * posterior.in_channels)) ** 0.5)
         nn.init.normal_(self.project.weight, std=(latent_channels * num_levels) ** -0.5)
-        for layer in (posterior, self.project):
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+        prior = self.prior_net[1]
+        for zero in (prior.weight, prior.bias, posterior.bias, self.project.bias):  # priors start as N(0, 1)
+            nn.init.zeros_(zero)  # pyright: ignore[reportArgumentType]
 
     def prior(self, h: Tensor) -> Normal:
         """p(z_l | z_<l), in float32."""
@@ -93,12 +87,7 @@ class LevelsPosterior(Distribution):
     """q(z|x) = prod_l q(z_l | z_<l, x) over ``z [B, D]``: exact samples and log-probabilities.
 
     ``mean`` is each level's conditional mean given the means above it: the posterior's own mean at level 0 alone.
-
-    Args:
-        descend: the visits of a way down with these choices, for the images that q is of.
-        num: B.
-        num_dims: D.
-        split: latents ``[B, D]`` to one map per level.
+    ``descend`` gives the visits of a way down for the images that q is of, ``split`` one map per level of ``z``.
     """
 
     has_rsample = True

@@ -74,7 +74,7 @@ class BlockConfig:
         return nn.Identity()
 
     def make_activation(self) -> nn.Module:
-        """Return a new activation."""
+        """A new activation."""
         return ACTIVATIONS[self.activation]()
 
     def scale(self, num_blocks: int) -> float:
@@ -159,13 +159,11 @@ class ZeroPad(nn.Module):
 
 def _branch(in_channels: int, channels: int, stride: int, up: bool, config: BlockConfig) -> list[nn.Module]:
     """The convolutions of a branch, with normalisation and activation in the order of ``config``."""
-    inner = max(1, round(channels * config.ratio)) if config.kind == "bottleneck" else channels
+    shapes, strided = [(in_channels, channels, 3), (channels, channels, 3)], 0
     if config.kind == "bottleneck":
+        inner = max(1, round(channels * config.ratio))
         shapes = [(in_channels, inner, 1), (inner, inner, 3), (inner, channels, 1)]
         strided = 1 if config.stride_on == "spatial" else 0
-    else:
-        shapes = [(in_channels, channels, 3), (channels, channels, 3)]
-        strided = 0
     layers: list[nn.Module] = []
     for i, (a, b, kernel) in enumerate(shapes):
         conv = _convolution(a, b, kernel, stride if i == strided else 1, up, config)
@@ -174,12 +172,9 @@ def _branch(in_channels: int, channels: int, stride: int, up: bool, config: Bloc
             layers += [config.make_norm(a), config.make_activation(), conv]
         elif config.order == "relu_only_pre":
             layers += [config.make_activation(), conv, config.make_norm(b)]
-        elif last and config.order == "original":
-            layers += [conv, config.make_norm(b)]
-        elif last and config.order == "norm_after_add":
-            layers += [conv]
-        else:
-            layers += [conv, config.make_norm(b), config.make_activation()]
+        else:  # the last layers of two orders come after the merge
+            after = {"original": 1, "norm_after_add": 2}.get(config.order, 0) if last else 0
+            layers += [conv, config.make_norm(b), config.make_activation()][: 3 - after]
     return layers
 
 

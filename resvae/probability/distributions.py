@@ -80,26 +80,20 @@ class DiscretizedLogisticMixture(Distribution):
         actual = (tuple(logits.shape), tuple(log_scale.shape), tuple(coefficients.shape))
         if actual != expected:
             raise ResvaeError(f"logits, log_scale, coefficients: shapes {actual} do not fit loc; {expected} do")
-        self.logits = logits
-        self.loc = loc
+        self.logits, self.loc, self.coefficients = logits, loc, coefficients
         self.log_scale = log_scale.clamp(*LOG_SCALE_RANGE)
-        self.coefficients = coefficients
         super().__init__(loc.shape[:1], loc.shape[2:], validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of images ``[..., B, C, H, W]``, nats, ``[..., B]``."""
         if self._validate_args:
             self._validate_sample(value)
-        return self.log_prob_pixels(value).sum((-2, -1))
-
-    def log_prob_pixels(self, value: Tensor) -> Tensor:
-        """The same for each pixel, its channels together, ``[..., B, H, W]``."""
         level = _level(value).unsqueeze(-4)  # B 1 C H W
         x = (level / HALF - 1).unbind(-3)
         loc = [_centre(self.loc, self.coefficients, c, x) for c in range(len(x))]
         loc = torch.stack(torch.broadcast_tensors(*loc), -3)  # B K C H W
         joint = self.logits.log_softmax(-3) + _log_mass(level, loc, self.log_scale).sum(-3)  # B K H W
-        return joint.logsumexp(-3)
+        return joint.logsumexp(-3).sum((-2, -1))
 
     @torch.no_grad()
     def sample(self, sample_shape: _size = ()) -> Tensor:
