@@ -63,11 +63,8 @@ def save(model: nn.Module, folder: str | Path, dtype: torch.dtype | None = None)
     """Write a model to ``folder``: ``config.json`` and ``model.safetensors``, each replaced whole or not at all.
 
     ``dtype`` is that of the real numbers on disk (float16 is half as large; default: the model's own). A missing folder
-    is made; it is returned.
-
-    Raises:
-        ResvaeError: a model whose arguments JSON cannot hold (a merge given as a function), or a folder that cannot be
-            written; what was there before stays.
+    is made; it is returned. Raises ``ResvaeError`` for a model whose arguments JSON cannot hold (a merge given as a
+    function), and for a folder that cannot be written; what was there before stays.
     """
     folder = Path(folder)
 
@@ -92,10 +89,8 @@ def save(model: nn.Module, folder: str | Path, dtype: torch.dtype | None = None)
 def load(source: str | Path) -> Any:
     """A model in eval mode from a run's folder, a ``.ckpt``, a saved folder, a shipped name or ``hf://user/model``.
 
-    Of a run it is the best checkpoint. The Hugging Face hub needs ``huggingface_hub``.
-
-    Raises:
-        ResvaeError: nothing there, a truncated or foreign file, or a pickle that holds more than tensors.
+    Of a run it is the best checkpoint. The Hugging Face hub needs ``huggingface_hub``. Raises ``ResvaeError`` where
+    there is nothing, for a truncated or foreign file, and for a pickle that holds more than tensors.
     """
     path = _download(str(source)) if str(source).startswith("hf://") else Path(source)
     if path.is_file():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from resvae.data.images import Images, Request, Source, split_off
+from resvae.data.sources import Images, Request, Source, split_off
 from resvae.errors import ResvaeError
 
 NEEDS_PATH = True

@@ -13,8 +13,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from resvae.data.images import Images
 from resvae.data.sets import ImageSets, Split
+from resvae.data.sources import Images
 from resvae.errors import at_least
 
 Batch = tuple[Tensor, Tensor]  # x uint8 [B, C, H, W], y int64 [B]

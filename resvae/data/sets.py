@@ -5,8 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from resvae.data.images import Images, Request
-from resvae.data.sources import check, read
+from resvae.data.sources import Images, Request, check, read
 from resvae.errors import ResvaeError, at_least
 
 Split = Literal["train", "val", "test"]

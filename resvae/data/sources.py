@@ -1,10 +1,15 @@
-"""The sources of images by name. Each is read into one uint8 tensor."""
+"""The sources of images by name, each read into uint8 tensors, and what they share."""
 
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from resvae.data.images import Images, Request, Source, resized
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from resvae.errors import ResvaeError, at_least
 
 # Each name, and the module of this package whose function ``read`` takes a request to a training and a test set.
@@ -18,6 +23,34 @@ SOURCES = {
     "folder": "folder",
     "npz": "npz",
 }
+TEST_EVERY = 10  # without a test set, every tenth image becomes a test image
+
+
+@dataclass(frozen=True)
+class Images:
+    """``x`` uint8 ``[N, C, H, W]`` and ``y`` int64 ``[N]``."""
+
+    x: Tensor
+    y: Tensor
+
+    def take(self, index: Tensor | slice) -> "Images":
+        """The images and labels at ``index``, in its order."""
+        return Images(self.x[index], self.y[index])
+
+
+Source = tuple[Images, Images]  # a training set and a test set
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read; the fields are arguments of ``ImageSets``."""
+
+    name: str
+    root: str
+    path: str | None
+    image_size: int | None
+    on_corrupt: str
+    download: bool
 
 
 def check(request: Request) -> None:
@@ -44,3 +77,34 @@ def read(request: Request) -> Source:
 
 def _source(request: Request) -> Any:
     return import_module(f"resvae.data.{SOURCES[request.name]}")
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """uint8 ``[N, C, H, W]`` to ``size`` x ``size``: longer sides are averaged down, shorter ones padded with zeros."""
+    height, width = (min(side, size) for side in x.shape[-2:])
+    if (height, width) != x.shape[-2:]:
+        parts = [F.interpolate(part.float(), (height, width), mode="area") for part in x.split(4096)]
+        x = torch.cat([part.round().to(torch.uint8) for part in parts])
+    top, left = (size - height) // 2, (size - width) // 2
+    return F.pad(x, (left, size - width - left, top, size - height - top))
+
+
+def channels_first(array: np.ndarray, where: str) -> Tensor:
+    """A uint8 array ``N H W``, ``N H W C`` or ``N C H W`` as ``[N, C, H, W]``; ``where`` names it in messages."""
+    if array.dtype != np.uint8:
+        raise ResvaeError(f"data.path: {where} are {array.dtype}; they must be uint8 in 0..255")
+    if array.ndim not in (3, 4):
+        raise ResvaeError(f"data.path: {where} have shape {array.shape}; it must be N H W, N H W C or N C H W")
+    x = torch.from_numpy(array)
+    if x.ndim == 3:
+        return x[:, None]
+    last = x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4)
+    return x.permute(0, 3, 1, 2).contiguous() if last else x
+
+
+def split_off(images: Images, every: int = TEST_EVERY) -> Source:
+    """Make every tenth image, or every ``every``-th, a test image."""
+    if len(images.x) < every:
+        raise ResvaeError(f"data: {len(images.x)} images are too few; at least {every} are needed to make a test set")
+    test = torch.arange(len(images.x)) % every == every - 1
+    return images.take(~test), images.take(test)

@@ -2,11 +2,10 @@
 
 from resvae.evaluation.bounds import ActiveUnits
 from resvae.evaluation.classification import Classification as Classification
-from resvae.evaluation.distances import Distances, distances, feature_network
+from resvae.evaluation.distances import distances, feature_network
 from resvae.evaluation.grids import beside, image_grid, save_grid
 from resvae.evaluation.measure import Asked, Found, Measure
-from resvae.evaluation.neighbours import Neighbours
-from resvae.evaluation.probe import Probe, linear_probe
+from resvae.evaluation.probe import linear_probe
 from resvae.evaluation.reconstruction import Reconstruction as Reconstruction
 from resvae.evaluation.report import Report, evaluate, write_report
 from resvae.evaluation.samples import generate
@@ -14,11 +13,8 @@ from resvae.evaluation.samples import generate
 __all__ = [
     "ActiveUnits",
     "Asked",
-    "Distances",
     "Found",
     "Measure",
-    "Neighbours",
-    "Probe",
     "Report",
     "beside",
     "distances",

@@ -38,10 +38,7 @@ def distances(
     """FID and KID between two sets of images, by torchmetrics.
 
     ``real`` and ``generated`` are batches of images as the network ``features`` takes them, on its device; it turns
-    them into vectors ``[B, F]``. ``seed`` is that of KID's subsets.
-
-    Raises:
-        ResvaeError: fewer than two images in either set.
+    them into vectors ``[B, F]``. ``seed`` is that of KID's subsets. Fewer than two images raise ``ResvaeError``.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -107,8 +104,7 @@ class InceptionFeatures(nn.Module):
 def feature_network(name: str, image_shape: tuple[int, int, int], load: Callable[[str], Any]) -> nn.Module:
     """The network of a name: ``inception``, or the penultimate layer of the ``ResNetClassifier`` from ``load(name)``.
 
-    Raises:
-        ResvaeError: images of a shape that it does not take; Inception is not available.
+    Raises ``ResvaeError`` for images of a shape that it does not take, and where Inception is not available.
     """
     if name == "inception":
         if image_shape[0] not in (1, 3):

@@ -186,10 +186,9 @@ class ImageVAE(ImageModel):
 
 
 def to_unit(x: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
-    """Images, uint8 in 0..255 or floats in [0, 1], as float32 in [0, 1], ``[B, C, H, W]``: the one place that checks.
+    """Images ``[B, C, H, W]``, uint8 in 0..255 or floats in [0, 1], as float32 in [0, 1]: all are checked here.
 
-    Raises:
-        ResvaeError: another shape than ``(C, H, W)``, another type, values outside [0, 1], or NaN.
+    Raises ``ResvaeError`` for another shape or type, values outside [0, 1], and NaN.
     """
     if x.ndim != 4 or tuple(x.shape[1:]) != tuple(image_shape):
         taken = ", ".join(map(str, image_shape))

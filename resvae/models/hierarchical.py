@@ -169,9 +169,7 @@ class HierarchicalVAE(ImageVAE):
 
     def posterior(self, x: Tensor | Encoded) -> LevelsPosterior:
         """q(z|x) over the latents of all levels side by side, coarsest first: event shape ``[D]``."""
-        seen = self.encoded(x)
-        num_dims = sum(math.prod(self.latent_shapes[level]) for level in self.stochastic)
-        return LevelsPosterior(lambda choose: self.descend(choose, seen, fit=False)[1], len(seen), num_dims, self.split)
+        return LevelsPosterior(self, self.encoded(x))
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for ``z [B, D]``, the latents of all levels side by side."""
@@ -182,16 +180,13 @@ class HierarchicalVAE(ImageVAE):
         return joined(self.descend(self._tempered(temperature), num=num)[1])
 
     def prior_images(self, num: int, temperature: float | Sequence[float] = 1.0) -> Distribution:
-        """p(x|z) for ``num`` latents from the prior, which are drawn on the way down."""
         return self.descend(self._tempered(temperature), num=num)[0]
 
     def at_mean(self, x: Tensor | Encoded) -> tuple[Tensor, Distribution]:
-        """The posterior's mean ``[B, D]``, and p(x|z) there, from one way down."""
         p, visits = self.descend(mean_of, x, fit=False)
         return joined(visits), p
 
     def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
-        """log p(x, z) - log q(z|x) for one sample of z at a time, each ``[B]``; the encoder runs once."""
         seen = self.encoded(x)
         for _ in range(num_samples):
             p, visits = self.descend(sample_of, seen, fit=False)

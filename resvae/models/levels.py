@@ -1,13 +1,16 @@
 """The levels of a hierarchical VAE: a group of latents each, and who chooses them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, constraints
 from torch.types import _size
 
+from resvae.models.base import Encoded
 from resvae.networks import BlockConfig
 from resvae.networks.blocks import SECOND_MOMENT
 
@@ -87,7 +90,6 @@ class LevelsPosterior(Distribution):
     """q(z|x) = prod_l q(z_l | z_<l, x) over ``z [B, D]``: exact samples and log-probabilities.
 
     ``mean`` is each level's conditional mean given the means above it: the posterior's own mean at level 0 alone.
-    ``descend`` gives the visits of a way down for the images that q is of, ``split`` one map per level of ``z``.
     """
 
     has_rsample = True
@@ -95,30 +97,26 @@ class LevelsPosterior(Distribution):
 
     arg_constraints = {}  # noqa: RUF012  # pyright: ignore  it is made of a model, not of parameters
 
-    def __init__(
-        self,
-        descend: Callable[[Choose], list[Visit]],
-        num: int,
-        num_dims: int,
-        split: Callable[[Tensor], list[Tensor]],
-    ):
-        self._descend, self._split = descend, split
-        super().__init__(torch.Size([num]), torch.Size([num_dims]), validate_args=False)
+    def __init__(self, vae: Any, seen: Encoded):
+        self._visits = lambda choose: vae.descend(choose, seen, fit=False)[1]
+        self._split = vae.split
+        num_dims = sum(math.prod(vae.latent_shapes[level]) for level in vae.stochastic)
+        super().__init__(torch.Size([len(seen)]), torch.Size([num_dims]), validate_args=False)
 
     @property
     def mean(self) -> Tensor:
         """``[B, D]``."""
-        return joined(self._descend(mean_of))
+        return joined(self._visits(mean_of))
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         """``[*sample_shape, B, D]``, differentiable; one pass per sample."""
         shape = torch.Size(sample_shape)
-        samples = [joined(self._descend(sample_of)) for _ in range(shape.numel())]
+        samples = [joined(self._visits(sample_of)) for _ in range(shape.numel())]
         return torch.stack(samples).view(*shape, *samples[0].shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log q(z|x) of ``value [B, D]``, nats, ``[B]``."""
-        visits = self._descend(given(self._split(value)))
+        visits = self._visits(given(self._split(value)))
         return torch.stack([log_prob(visit.posterior, visit.z) for visit in visits if visit.posterior]).sum(0)
 
 

@@ -22,11 +22,8 @@ def register(cls: Registered) -> Registered:
                 super().__init__(depth, image_shape=(1, 8, 8), widths=(8, 16), strides=(1, 2))
                 self.arguments = {"depth": depth}  # what `load` gives to this constructor
 
-    Args:
-        cls: a subclass of ``ImageModel``, or of ``Likelihood``, whose name then is one of the likelihoods'.
-
-    Raises:
-        ResvaeError: another class, or a name that another class has.
+    The name of a subclass of ``Likelihood`` then is one of the likelihoods'. Raises ``ResvaeError`` for a class that is
+    neither this nor an ``ImageModel``, and for a name that another class has.
     """
     if not issubclass(cls, ImageModel | Likelihood):
         raise ResvaeError(f"register: {cls.__name__} is not allowed; a subclass of ImageModel or of Likelihood")

@@ -23,10 +23,8 @@ def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bot
     With B blocks, depth = 2 c B + 4, where a block has c = 3 (bottleneck) or 2 (basic) convolutions on the main path.
     28, 40, 70 and 100 give the article's 4, 6, 11 and 16 blocks; 202 and 304 give He's (3, 4, 23, 3) and (3, 8, 36, 3).
 
-    Shortcuts do not count. ``depth`` can be the blocks per stage, too.
-
-    Raises:
-        ResvaeError: no number of blocks gives this depth; the message names the two nearest depths that work.
+    Shortcuts do not count. ``depth`` can be the blocks per stage, too. Where no number of blocks gives a depth, the
+    ``ResvaeError`` names the two nearest that work.
     """
     at_least(1, num_stages=num_stages)
     if kind not in CONVOLUTIONS:
@@ -53,10 +51,8 @@ def latent_levels(levels: int | Sequence[int], num_stages: int = 4) -> tuple[int
     """Levels of latents per stage of a hierarchical VAE's decoder, coarsest first.
 
     A total is shared out evenly: fewer levels than stages go to the coarsest stages, one each; a remainder goes to the
-    finest stages. ``levels`` can be the levels per stage, too, where 0 is allowed.
-
-    Raises:
-        ResvaeError: there is no level, or there is not one number per stage.
+    finest stages. ``levels`` can be the levels per stage, too, where 0 is allowed. No level at all, or not one number
+    per stage, raises ``ResvaeError``.
     """
     if isinstance(levels, int):
         at_least(1, levels=levels)

@@ -151,10 +151,7 @@ def _stages(
     up: bool = False,
     stem: bool = False,
 ) -> nn.ModuleList:
-    """One ``nn.Sequential`` of residual blocks per stage. Its first block changes resolution and width.
-
-    ``blocks``, ``widths`` and ``strides`` have one number per stage. ``stem``: the input comes from a convolution.
-    """
+    """One ``nn.Sequential`` of blocks per stage; its first block changes the shape. ``stem``: behind a convolution."""
     scale = config.scale(sum(blocks))
     stages = nn.ModuleList()
     for num, channels, stride in zip(blocks, widths, strides, strict=True):
@@ -201,11 +198,7 @@ def _stem(kind: str, in_channels: int, channels: int, config: BlockConfig) -> nn
 
 
 def _coarsest(name: str, image_shape: Sequence[int], stem_stride: int = 1, **stages: Sequence[int]) -> tuple[int, int]:
-    """Height and width of the coarsest map of images ``(C, H, W)``.
-
-    Raises:
-        ResvaeError: not one positive number per stage, a shape that is not three, sides that the strides do not divide.
-    """
+    """Height and width of the coarsest map of images ``(C, H, W)``, after all checks of the sizes."""
     if len(set(map(len, stages.values()))) != 1:
         said = ", ".join(f"{field} {tuple(value)}" for field, value in stages.items())
         raise ResvaeError(f"{name}: {said} must each have one number per stage")

@@ -51,11 +51,7 @@ class Unit:
 
 
 def units(model: nn.Module, within: str = "") -> list[Unit]:
-    """The residual blocks of a model, or of the part named ``within``, in the order in which data pass through them.
-
-    Raises:
-        ResvaeError: there is no such block.
-    """
+    """The residual blocks of a model, or of its part ``within``, in the data's order; ``ResvaeError`` without any."""
     found = [
         Unit(name, module)
         for name, module in model.named_modules()
@@ -68,11 +64,7 @@ def units(model: nn.Module, within: str = "") -> list[Unit]:
 
 
 def summed(model: nn.Module, within: str = "") -> list[Unit]:
-    """The same as ``units``, for models whose blocks are all merged by sum.
-
-    Raises:
-        ResvaeError: there is no such block, or one of them has another merge.
-    """
+    """The same as ``units``; ``ResvaeError`` where a block is not merged by sum."""
     found = units(model, within)
     for unit in found:
         if unit.block.merge is not MERGES["sum"]:

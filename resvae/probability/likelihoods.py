@@ -170,10 +170,8 @@ def make_likelihood(likelihood: LikelihoodChoice, channels: int) -> Likelihood:
     """The likelihood of images of ``channels`` channels that a name, a dict or a class stands for.
 
     A name is one of ``LIKELIHOODS``, ``gaussian`` with a batch-optimal variance, or that of a registered class. A dict
-    has such a ``name``, and arguments: ``{"name": "discretized_mixture", "num_mixtures": 5}``.
-
-    Raises:
-        ResvaeError: another name or class, arguments that it does not take, or fewer than one channel.
+    has such a ``name``, and arguments: ``{"name": "discretized_mixture", "num_mixtures": 5}``. All else, arguments that
+    it does not take, and fewer than one channel raise ``ResvaeError``.
     """
     if isinstance(likelihood, type):
         if not issubclass(likelihood, Likelihood):

@@ -8,8 +8,8 @@ import torch
 from helpers_data import rows, same
 
 from resvae.data import ImageDataModule
-from resvae.data.images import Images
 from resvae.data.module import EpochSampler, ImageDataset, random_crop
+from resvae.data.sources import Images
 
 
 def numbered(n: int, size: int = 8) -> Images:
