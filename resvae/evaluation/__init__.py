@@ -7,8 +7,7 @@ from resvae.evaluation.grids import beside, image_grid, save_grid
 from resvae.evaluation.measure import Asked, Found, Measure
 from resvae.evaluation.probe import linear_probe
 from resvae.evaluation.reconstruction import Reconstruction as Reconstruction
-from resvae.evaluation.report import Report, evaluate, write_report
-from resvae.evaluation.samples import generate
+from resvae.evaluation.report import Report, evaluate, generate, write_report
 
 __all__ = [
     "ActiveUnits",

@@ -33,13 +33,9 @@ def powers_of_ten(num_samples: int) -> tuple[int, ...]:
 
 
 def bound_curve(log_weights: Iterable[Tensor], ks: Sequence[int]) -> Tensor:
-    """The bound of each image after the first k log-weights, for each k: ``[len(ks), B]``, float64.
+    """The bound of each image after the first k log-weights ``[B]``, for ascending k: ``[len(ks), B]``, float64.
 
     The curve is nested: a larger k adds samples to those of a smaller one.
-
-    Args:
-        log_weights: each ``[B]``; at least ``max(ks)`` of them.
-        ks: ascending, each at least 1.
     """
     return torch.stack([bound for k, bound in enumerate(running_bound(log_weights), 1) if k in ks])
 

@@ -31,10 +31,8 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """L2 distances (float64) and indices of the ``num`` images of ``bank`` nearest to each query: ``[Q, num]``, CPU.
 
-    Args:
-        queries, bank: images ``[Q, C, H, W]`` and ``[N, C, H, W]``, uint8; distances are taken on the queries' device,
-            a chunk of the bank at a time.
-        embed: images to vectors ``[B, F]``, on the same device; default: the pixels in [0, 1] themselves.
+    Queries ``[Q, C, H, W]`` and bank ``[N, C, H, W]`` are uint8; distances are taken on the queries' device, a chunk of
+    the bank at a time. ``embed`` turns images into vectors ``[B, F]``; default: the pixels in [0, 1] themselves.
     """
     # float64 is exact for whole pixel values: an image's distance to itself is 0, not the root of a rounding error.
     scale, embed = (255, lambda x: x.flatten(1)) if embed is None else (1, embed)

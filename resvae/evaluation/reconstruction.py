@@ -1,4 +1,4 @@
-"""How well a model reconstructs: PSNR, SSIM, and images over their reconstructions."""
+"""How well a model reconstructs: PSNR, SSIM, and pictures of samples and of reconstructions."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from resvae.evaluation.measure import COLUMNS, Asked, Found, Measure, Picture, a
 from resvae.models import Encoded
 
 SSIM_SMALLEST = 6  # pixels: the window of 11 is mirrored by 5 at the edges
-SHOWN = 32
+SHOWN, SAMPLES = 32, 64  # in the pictures
 
 
 @always
@@ -21,6 +21,7 @@ class Reconstruction(Measure):
         from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
         super().__init__(asked)
+        self.generated = SAMPLES if asked.pictures else 0
         psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3))
         self._metrics: dict[str, Any] = {"psnr": psnr.to(asked.device)}
         if min(asked.model.image_shape[1:]) >= SSIM_SMALLEST:
@@ -40,6 +41,9 @@ class Reconstruction(Measure):
         if "ssim" in figures:
             rows.append(("SSIM", f"{figures['ssim']:.4f}"))
         originals, reconstructions = torch.cat(self._pairs, 1)[:, :SHOWN]
-        grid = image_grid(beside(originals, reconstructions), COLUMNS)
-        pictures: dict[str, Picture] = {"images, each row over its reconstructions": grid}
+        pictures: dict[str, Picture] = {}
+        if self.generated:
+            pictures["samples, the mean of p(x|z)"] = image_grid(samples[:SAMPLES] / 255, COLUMNS)
+        pairs = beside(originals, reconstructions)
+        pictures["images, each row over its reconstructions"] = image_grid(pairs, COLUMNS)
         return Found({"psnr": None, "ssim": None} | figures, rows, pictures=pictures)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,17 @@ from resvae.evaluation.distances import GeneratedDistances
 from resvae.evaluation.measure import ALWAYS, BATCH, Asked, Found, Measure
 from resvae.evaluation.neighbours import NearestImages
 from resvae.evaluation.probe import LinearProbe
-from resvae.evaluation.samples import Samples, generate
 from resvae.isolation import isolated
-from resvae.models import ImageModel
+from resvae.models import ImageModel, ImageVAE
 from resvae.provenance import origin
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, and how. Every field of ``report.json`` is an attribute: ``report.elbo``, ``report.seconds``.
+    """What was measured, and how. Every field of ``report.json`` is an attribute, such as ``report.elbo``."""
 
-    Args:
-        about: the model, the images, the machine and the code, by their names in ``report.json``.
-        found: what each measure found, in the order of the table.
-    """
-
-    about: dict[str, Any]
-    found: tuple[Found, ...]
+    about: dict[str, Any]  # the model, the images, the machine and the code, by their names in ``report.json``
+    found: tuple[Found, ...]  # what each measure found, in the order of the table
 
     def __getattr__(self, name: str) -> Any:
         if "found" in self.__dict__ and name in (fields := self.about | self.figures):
@@ -104,6 +98,16 @@ def write_report(report: Report, path: Path) -> list[Path]:
     return [path, table, page]
 
 
+def generate(vae: ImageVAE, num: int, seed: int = 0, batch_size: int = BATCH) -> Iterator[Tensor]:
+    """Batches of samples at temperature 1, uint8 ``[B, C, H, W]``: means of p(x|z), rounded to the 256 values."""
+    seeds = torch.Generator().manual_seed(seed)
+    for start in range(0, num, batch_size):
+        # One stream per batch: nothing of it is left between two batches, where the caller draws its own numbers.
+        with isolated(vae, int(torch.randint(2**62, (), generator=seeds))):
+            x = (255 * vae.sample(min(batch_size, num - start))).round().to(torch.uint8)
+        yield x
+
+
 def evaluate(
     model: ImageModel,
     images: ImageSets | Iterable[Any],
@@ -152,7 +156,7 @@ def evaluate(
     device = next(model.parameters()).device
     bound, generated = (num_samples, iw_images), (features, num_generated, probe_images, neighbours, pictures)
     asked = Asked(model, device, sets, split, num, seed, track, *bound, *generated)
-    kinds = (Bounds, Samples, *ALWAYS, GeneratedDistances, LinearProbe, NearestImages, *more)  # in the table's order
+    kinds = (Bounds, *ALWAYS, GeneratedDistances, LinearProbe, NearestImages, *more)  # in the table's order
     measures = [kind(asked) for kind in kinds if kind.field == model.field]
     batches = images if sets is None else list(zip(*(part.split(BATCH) for part in asked.tested()), strict=True))
     total = 0

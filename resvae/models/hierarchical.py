@@ -124,14 +124,9 @@ class HierarchicalVAE(ImageVAE):
             vae.descend(lambda level, prior, posterior: prior.sample(), num=64)                         # new images
             vae.descend(lambda level, prior, posterior: (prior if level == 3 else posterior).mean, x)   # a lesion
 
-        Args:
-            choose: called with each level that has latents, in order.
-            x: images ``[B, C, H, W]``, or None: no posteriors.
-            num: how many images where there is no x.
-            fit: whether in training the likelihood may fit its own statistics to x.
-
-        Returns:
-            p(x|z), batch shape ``[B]``, and each level's visit, in order, without the levels that have no latents.
+        ``choose`` is called with each level that has latents, in order; where there are no images x, ``num`` images are
+        made, without posteriors. ``fit``: whether in training the likelihood may fit its own statistics to x. Returns
+        p(x|z), batch shape ``[B]``, and the visits of the levels that have latents, in order.
         """
         seen = None if x is None else self.encoded(x)
         h = self.start.expand(num if seen is None else len(seen), -1, -1, -1)
@@ -206,9 +201,7 @@ class HierarchicalVAE(ImageVAE):
     def reconstruct(self, x: Tensor | Encoded, num_levels: int | None = None) -> Tensor:
         """Images from the posterior's means, float32 in [0, 1], ``[B, C, H, W]``.
 
-        Args:
-            x: images ``[B, C, H, W]``.
-            num_levels: how many of the coarsest levels see the image; the others take their prior's mean. Default: all.
+        Only the coarsest ``num_levels`` see the image (default: all); the others take their prior's mean.
         """
         num_levels = self.num_levels if num_levels is None else num_levels
         if not 0 <= num_levels <= self.num_levels:

@@ -2,8 +2,7 @@
 
 from resvae.networks.blocks import BlockConfig, ResidualBlock
 from resvae.networks.depth import cifar_blocks, imagenet_blocks, latent_levels, vae_blocks
-from resvae.networks.recurrent import ResidualGRUCell
-from resvae.networks.residual import Highway, Residual, ShortcutGate, gate_bias
+from resvae.networks.residual import Highway, Residual, ResidualGRUCell, ShortcutGate, gate_bias
 from resvae.networks.resnet import ResNetDecoder, ResNetEncoder
 
 __all__ = [

@@ -72,10 +72,8 @@ class ResNetEncoder(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         """The map after each stage, finest first. ``forward`` returns the last."""
         if x.ndim != 4 or x.shape[1] != self.image_shape[0]:
-            raise ResvaeError(
-                f"images: shape {tuple(x.shape)} does not fit this encoder, "
-                f"which takes {self.image_shape[0]} channels: (batch, {', '.join(map(str, self.image_shape))})"
-            )
+            taken = f"{self.image_shape[0]} channels: (batch, {', '.join(map(str, self.image_shape))})"
+            raise ResvaeError(f"images: shape {tuple(x.shape)} does not fit this encoder, which takes {taken}")
         h = self.stem(x)
         maps = []
         for stage in self.stages:

@@ -23,9 +23,7 @@ HALF = 127.5  # levels in one unit of [-1, 1]
 class DiscretizedLogistic(Distribution):
     """A logistic, rounded to the nearest k/255 and clamped to [0, 1]; elementwise, of the parameters' shape.
 
-    Args:
-        loc: centre on the scale [-1, 1].
-        log_scale: log of the logistic's scale, on the same scale; clamped to [-7, 7].
+    Its centre ``loc`` and its scale are on [-1, 1]; ``log_scale`` is clamped to [-7, 7].
     """
 
     arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}  # noqa: RUF012  # pyright: ignore
@@ -57,16 +55,9 @@ class DiscretizedLogisticMixture(Distribution):
     """A mixture of K discretised logistics per pixel, its channels autoregressive within each component.
 
     In component k channel c is centred at ``loc_c + sum_{j<c} coefficient_cj x_j``, x on [-1, 1] (ibid. eq. 3).
-    Batch shape ``[B]``, event shape ``[C, H, W]``.
-
-    Args:
-        logits: of the components, ``[B, K, H, W]``.
-        loc: centres on the scale [-1, 1], ``[B, K, C, H, W]``.
-        log_scale: ``[B, K, C, H, W]``, clamped to [-7, 7].
-        coefficients: ``[B, K, C (C - 1) / 2, H, W]``, in the order (1, 0), (2, 0), (2, 1), ...
-
-    Raises:
-        ResvaeError: shapes that do not belong together.
+    Batch shape ``[B]``, event shape ``[C, H, W]``. The components' ``logits`` are ``[B, K, H, W]``; ``loc``, on
+    [-1, 1], and ``log_scale``, clamped to [-7, 7], are ``[B, K, C, H, W]``; the ``coefficients``, in the order (1, 0),
+    (2, 0), (2, 1), ..., are ``[B, K, C (C - 1) / 2, H, W]``. Other shapes raise ``ResvaeError``.
     """
 
     arg_constraints = dict.fromkeys(("logits", "loc", "log_scale", "coefficients"), constraints.real)  # pyright: ignore
