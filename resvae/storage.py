@@ -4,6 +4,7 @@ import inspect
 import json
 import pickle
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,9 +116,7 @@ def load_as(source: str | Path, kind: type[Kind], field: str = "model") -> Kind:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_vae(source: str | Path) -> ImageVAE:
-    """``load_as`` for what samples and reconstructs."""
-    return load_as(source, ImageVAE)
+load_vae = partial(load_as, kind=ImageVAE)  # what samples and reconstructs
 
 
 def shipped() -> list[str]:

@@ -14,8 +14,6 @@ from resvae.evaluation.measure import Asked, Found, Measure
 from resvae.models import Encoded
 from resvae.probability import ElboTerms, running_bound
 
-THRESHOLD = 0.01
-
 
 @dataclass(frozen=True)
 class Bound:
@@ -70,7 +68,7 @@ class ActiveUnits:
 
     def count(self) -> int | None:
         """How many of the D latents vary by more than .01; None for fewer than two images."""
-        return None if self._num < 2 else int((self.variance() > THRESHOLD).sum())
+        return None if self._num < 2 else int((self.variance() > 0.01).sum())
 
 
 class Bounds(Measure):

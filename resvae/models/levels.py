@@ -94,7 +94,6 @@ class LevelsPosterior(Distribution):
 
     has_rsample = True
     support = constraints.real_vector  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-
     arg_constraints = {}  # noqa: RUF012  # pyright: ignore  it is made of a model, not of parameters
 
     def __init__(self, vae: Any, seen: Encoded):

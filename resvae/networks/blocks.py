@@ -130,7 +130,11 @@ class ResidualBlock(nn.Module):
         self.branch = nn.Sequential(*layers[shared:])
         self.shortcut = nn.Identity() if plain else _shortcut(in_channels, channels, stride, up, config, projects)
         self.merge = make_merge(config.merge, channels, config.gate_bias)
-        self.after = _after(channels, config)
+        self.after = nn.Identity()
+        if config.order == "original":
+            self.after = config.make_activation()
+        elif config.order == "norm_after_add":
+            self.after = nn.Sequential(config.make_norm(channels), config.make_activation())
         gain = 1 / SECOND_MOMENT[config.activation]  # a convolution keeps the size of an activation's output
         _initialise(self.branch, gain, 1.0 if plain else residual_scale)
         _initialise(self.shortcut, gain)
@@ -176,14 +180,6 @@ def _branch(in_channels: int, channels: int, stride: int, up: bool, config: Bloc
             after = {"original": 1, "norm_after_add": 2}.get(config.order, 0) if last else 0
             layers += [conv, config.make_norm(b), config.make_activation()][: 3 - after]
     return layers
-
-
-def _after(channels: int, config: BlockConfig) -> nn.Module:
-    if config.order == "original":
-        return config.make_activation()
-    if config.order == "norm_after_add":
-        return nn.Sequential(config.make_norm(channels), config.make_activation())
-    return nn.Identity()
 
 
 def _shortcut(in_channels: int, channels: int, stride: int, up: bool, config: BlockConfig, projects: bool) -> nn.Module:

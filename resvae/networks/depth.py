@@ -88,10 +88,8 @@ def imagenet_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
     if not isinstance(depth, int):
         return "bottleneck", _checked(depth, 4)
     if depth not in IMAGENET:
-        raise ResvaeError(
-            f"depth: {depth} is not an ImageNet depth (18, 34, 50, 101, 152); "
-            f"the nearest are {_nearest(depth, sorted(IMAGENET))}"
-        )
+        allowed, nearest = ", ".join(map(str, IMAGENET)), _nearest(depth, sorted(IMAGENET))
+        raise ResvaeError(f"depth: {depth} is not an ImageNet depth ({allowed}); the nearest are {nearest}")
     return IMAGENET[depth]
 
 

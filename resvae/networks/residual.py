@@ -46,10 +46,8 @@ class _Gated(nn.Module):
 class Highway(_Gated):
     """T F(x) + (1 - T) x with T = sigmoid(W x + b) (Srivastava 2015, eq. 3; He 2016, table 1: exclusive gating).
 
-    Args:
-        channels: the size of dimension ``dim`` of x.
-        bias: the initial b. Below 0, the gate mostly passes x on at first. See ``gate_bias``.
-        dim: the dimension that W mixes: 1 for maps ``[B, C, H, W]``, -1 for sequences ``[B, T, C]``.
+    W mixes dimension ``dim`` of x, of size ``channels``: 1 for maps ``[B, C, H, W]``, -1 for sequences ``[B, T, C]``.
+    With an initial b below 0, the gate mostly passes x on at first; see ``gate_bias``.
     """
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:

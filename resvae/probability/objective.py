@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -90,9 +91,7 @@ def running_bound(log_weights: Iterable[Tensor]) -> Iterator[Tensor]:
 
 def importance_bound(log_weights: Iterable[Tensor]) -> Tensor:
     """The last of ``running_bound``: that of all the log-weights, ``[B]``, float64."""
-    bound = None
-    for bound in running_bound(log_weights):  # noqa: B007  the last counts
-        pass
-    if bound is None:
+    last = deque(running_bound(log_weights), 1)
+    if not last:
         raise ResvaeError("log_weights: none given; at least 1 is needed")
-    return bound
+    return last.pop()
