@@ -8,8 +8,6 @@ import torch
 
 from resvae.data.sources import Images, Request, Source, split_off
 
-TEST_EVERY = 6
-
 
 def read(request: Request) -> Source:
     """The digits, grey, 8x8."""
@@ -19,4 +17,4 @@ def read(request: Request) -> Source:
     file = Path(str(package.origin)).parent / "datasets/data/digits.csv.gz"
     table = np.loadtxt(file, delimiter=",")  # 64 values and the label in each row
     x = torch.from_numpy(table[:, :-1]).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
-    return split_off(Images(x, torch.from_numpy(table[:, -1]).long()), TEST_EVERY)
+    return split_off(Images(x, torch.from_numpy(table[:, -1]).long()), every=6)

@@ -1,7 +1,4 @@
-"""``ImageDataModule``: batches of images for Lightning, gathered and augmented as a whole.
-
-Seed and epoch alone decide their order.
-"""
+"""Batches of images for Lightning, gathered and augmented as a whole; seed and epoch alone decide their order."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -140,8 +137,7 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled and augmented batches. A run that resumes within an epoch gets the rest of that epoch.
 
-        The last batch of an epoch may be smaller; one of a single image, on which batch normalisation cannot work, is
-        dropped.
+        A last batch of a single image is dropped, because batch normalisation cannot work on it.
         """
         dataset = ImageDataset(self.split("train"), self.crop_padding, self.flip, self.seed)
         sampler = EpochSampler(dataset, self._images_done)

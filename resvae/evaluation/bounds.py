@@ -26,15 +26,11 @@ class Bound:
 
 def powers_of_ten(num_samples: int) -> tuple[int, ...]:
     """1, 10, 100, ... below ``num_samples``, and ``num_samples`` itself."""
-    powers = [10**i for i in range(len(str(num_samples)))]
-    return tuple(dict.fromkeys([*powers, num_samples]))
+    return tuple(sorted({10**i for i in range(len(str(num_samples)))} | {num_samples}))
 
 
 def bound_curve(log_weights: Iterable[Tensor], ks: Sequence[int]) -> Tensor:
-    """The bound of each image after the first k log-weights ``[B]``, for ascending k: ``[len(ks), B]``, float64.
-
-    The curve is nested: a larger k adds samples to those of a smaller one.
-    """
+    """The bound of each image with the first k of the log-weights ``[B]``, for each k: ``[len(ks), B]``, float64."""
     return torch.stack([bound for k, bound in enumerate(running_bound(log_weights), 1) if k in ks])
 
 

@@ -14,7 +14,6 @@ from resvae.evaluation.measure import BATCH, Asked, Found, Measure
 from resvae.isolation import isolated
 
 KID_SUBSET = 1000
-GENERATED = "the mean of p(x|z) at temperature 1, rounded to uint8"
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ def distances(
             metric.update(b, real=False)
         mean, deviation = kid.compute()
         spread = deviation.item() if subset < max(len(a), len(b)) else None
-        figures = fid.compute().item(), mean.item(), spread, subset
-        return Distances(name, a.shape[1], len(a), len(b), GENERATED, *figures)
+        pixels, figures = "the mean of p(x|z) at temperature 1, rounded to uint8", (fid.compute().item(), mean.item())
+        return Distances(name, a.shape[1], len(a), len(b), pixels, *figures, spread, subset)
 
 
 class GeneratedDistances(Measure):

@@ -75,10 +75,7 @@ class Measure(ABC):
         self.asked = asked
 
     def update(self, x: Any, y: Tensor | None) -> None:
-        """Take a batch: what ``model.encoded`` returned, and the labels ``[B]``, on the model's device.
-
-        All measures draw noise from one stream; the model is in eval mode, without gradients.
-        """
+        """Take a batch: what ``model.encoded`` returned, and labels ``[B]``. All measures share one stream of noise."""
         return
 
     @abstractmethod

@@ -49,10 +49,9 @@ def nearest(
 
 
 class NearestImages(Measure):
-    """How near samples, and images that the model has not seen, come to the training images.
+    """How near samples and unseen images come to the training images: in pixels, and in features where they are given.
 
-    In pixels and, where a feature network is given, in its features. Pictures show the first samples, each before its
-    nearest training images.
+    Pictures show the first samples, each before its nearest training images.
     """
 
     def __init__(self, asked: Asked) -> None:

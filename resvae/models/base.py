@@ -30,10 +30,7 @@ class ImageModel(nn.Module, ABC):
 
     @abstractmethod
     def figures(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Figures of each image by their names in the log, each ``[B]`` and differentiable where its kind is.
-
-        ``loss``, in nats, is among them. ``y [B]`` are the labels; a model that needs none ignores them.
-        """
+        """Figures ``[B]`` of each image by their names in the log, with a differentiable ``loss``; labels ``y [B]``."""
 
     @property
     @abstractmethod
@@ -134,10 +131,7 @@ class ImageVAE(ImageModel):
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor | Encoded, num_samples: int = 100) -> Tensor:
-        """The importance-weighted bound log 1/k sum_i w_i on log p(x) (Burda 2016, eq. 8), nats, ``[B]``.
-
-        Memory does not grow with ``num_samples``.
-        """
+        """The importance-weighted bound on log p(x) (Burda 2016, eq. 8), nats, ``[B]``, in constant memory."""
         at_least(1, num_samples=num_samples)
         return importance_bound(self.log_weights(x, num_samples)).float()
 
@@ -167,10 +161,7 @@ class ImageVAE(ImageModel):
 
     @torch.no_grad()
     def interpolate(self, a: Tensor | Encoded, b: Tensor | Encoded, steps: int = 8) -> Tensor:
-        """Images along the straight line between the latents of images ``a`` and ``b``, both ends included.
-
-        There are ``steps`` images per line, at least 2: float32 in [0, 1], ``[B, steps, C, H, W]``.
-        """
+        """Images on the line between the latents of ``a`` and ``b``, both ends included: ``[B, steps, C, H, W]``."""
         at_least(2, steps=steps)
         (start, first), (end, last) = self.at_mean(a), self.at_mean(b)
         between = [self.decode(start.lerp(end, t)) for t in torch.linspace(0, 1, steps).tolist()[1:-1]]

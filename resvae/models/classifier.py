@@ -76,10 +76,7 @@ class ResNetClassifier(ImageModel):
     def check_labels(self, y: Tensor, data: str | None) -> None:
         """Raise ``ResvaeError`` where the labels ``y [N]`` are not among the model's, or are all the same."""
         if not len(y) or y.min() < 0 or y.max() >= self.num_classes:
-            raise ResvaeError(
-                f"data: the labels of {data} are not allowed; 0 to {self.num_classes - 1}, of one image or more"
-            )
+            allowed = f"0 to {self.num_classes - 1}, of one image or more"
+            raise ResvaeError(f"data: the labels of {data} are not allowed; {allowed}")
         if len(y) > 1 and y.min() == y.max():
-            raise ResvaeError(
-                f"data: the images of {data} are not labelled, or all alike; two classes or more are needed"
-            )
+            raise ResvaeError(f"data: the images of {data} are not labelled, or all alike; two classes are needed")

@@ -199,10 +199,7 @@ class HierarchicalVAE(ImageVAE):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor | Encoded, num_levels: int | None = None) -> Tensor:
-        """Images from the posterior's means, float32 in [0, 1], ``[B, C, H, W]``.
-
-        Only the coarsest ``num_levels`` see the image (default: all); the others take their prior's mean.
-        """
+        """Images from the means of the posterior; after the ``num_levels`` coarsest levels, from those of the prior."""
         num_levels = self.num_levels if num_levels is None else num_levels
         if not 0 <= num_levels <= self.num_levels:
             raise ResvaeError(f"num_levels: {num_levels} is not allowed; 0 to {self.num_levels}")

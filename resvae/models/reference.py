@@ -15,7 +15,6 @@ WIDTHS = (256, 512, 1024, 2048)
 STRIDES = (1, 2, 2, 2)
 EPS, MOMENTUM = 1e-3, 0.01  # Keras' batch normalisation: eps .001, momentum .99
 UNIT = BlockConfig(
-    kind="bottleneck",
     order="original",
     norm="batch",
     activation="relu",
@@ -28,7 +27,7 @@ UNIT = BlockConfig(
 
 
 class ReferenceEncoder(nn.Module):
-    """No stem, no pooling."""
+    """The article's encoder: no stem, no pooling."""
 
     def __init__(self, blocks: tuple[int, ...], latent_dim: int, intermediate_dim: int):
         super().__init__()
@@ -45,7 +44,7 @@ class ReferenceEncoder(nn.Module):
 
 
 class ReferenceDecoder(nn.Module):
-    """It widens to 2048 channels as it up-samples."""
+    """The article's decoder, which widens to 2048 channels as it up-samples."""
 
     def __init__(self, blocks: tuple[int, ...], latent_dim: int, intermediate_dim: int):
         super().__init__()

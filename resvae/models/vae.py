@@ -19,8 +19,7 @@ from resvae.probability import ElboTerms, LikelihoodChoice, make_likelihood
 class OneLatentVAE(ImageVAE):
     """A VAE of one latent vector ``z [B, D]`` with the prior N(0, 1).
 
-    A subclass sets ``image_shape``, ``latent_dim``, ``likelihood`` and ``decoder``, and defines ``encode`` and
-    ``posterior``.
+    A subclass sets ``image_shape``, ``latent_dim``, ``likelihood``, ``decoder``; it defines ``encode``, ``posterior``.
     """
 
     latent_dim: int  # D

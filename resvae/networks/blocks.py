@@ -120,15 +120,19 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.in_channels, self.channels, self.stride, self.up = in_channels, channels, stride, up
         self.plain = plain = config.merge == "none"
-        changes = in_channels != channels or stride != 1
-        projects = config.shortcut == "projection_everywhere" or (config.shortcut == "projection" and changes)
+        changes = not plain and (in_channels != channels or stride != 1)
+        projects = config.shortcut == "projection" and changes
+        projects = projects or (config.shortcut == "projection_everywhere" and not plain)
         layers = _branch(in_channels, channels, stride, up, config)
         # the number of layers before the first convolution: normalisation and activation, or the activation alone
         leading = {"full_pre": 2, "relu_only_pre": 1}.get(config.order, 0)
-        shared = leading if not plain and (first or projects) else 0
+        shared = leading if projects or (first and not plain) else 0
         self.before = nn.Sequential(*layers[:shared])
         self.branch = nn.Sequential(*layers[shared:])
-        self.shortcut = nn.Identity() if plain else _shortcut(in_channels, channels, stride, up, config, projects)
+        self.shortcut = ZeroPad(in_channels, channels, stride, up) if changes else nn.Identity()
+        if projects:
+            norm = nn.Identity() if config.pre_activation else config.make_norm(channels)
+            self.shortcut = nn.Sequential(_convolution(in_channels, channels, 1, stride, up, config), norm)
         self.merge = make_merge(config.merge, channels, config.gate_bias)
         self.after = nn.Identity()
         if config.order == "original":
@@ -180,15 +184,6 @@ def _branch(in_channels: int, channels: int, stride: int, up: bool, config: Bloc
             after = {"original": 1, "norm_after_add": 2}.get(config.order, 0) if last else 0
             layers += [conv, config.make_norm(b), config.make_activation()][: 3 - after]
     return layers
-
-
-def _shortcut(in_channels: int, channels: int, stride: int, up: bool, config: BlockConfig, projects: bool) -> nn.Module:
-    if projects:
-        norm = nn.Identity() if config.pre_activation else config.make_norm(channels)
-        return nn.Sequential(_convolution(in_channels, channels, 1, stride, up, config), norm)
-    if in_channels != channels or stride != 1:
-        return ZeroPad(in_channels, channels, stride, up)
-    return nn.Identity()
 
 
 def _convolution(a: int, b: int, kernel: int, stride: int, up: bool, config: BlockConfig) -> nn.Module:

@@ -12,6 +12,7 @@ from resvae.errors import ResvaeError, at_least
 from resvae.networks.blocks import BlockConfig, ResidualBlock
 
 STEM_STRIDE = {"cifar": 1, "imagenet": 4, "none": 1}
+PerStage = Sequence[int]  # one number per stage
 
 
 class ResNetEncoder(nn.Module):
@@ -62,7 +63,7 @@ class ResNetEncoder(nn.Module):
         self.out_shape = (widths[-1], *size)
         channels = in_channels if stem == "none" else stem_width or widths[0]
         self.stem = _stem(stem, in_channels, channels, config)
-        self.stages = _stages(channels, blocks, widths, strides, config, stem=stem != "none")
+        self.stages = _stages(channels, blocks, widths, strides, config, up=False, stem=stem != "none")
         self.final = final_layers(widths[-1], config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class ResNetDecoder(nn.Module):
         self.latent_dim = latent_dim
         self.in_shape = (widths[0], *size)
         self.dense = nn.Linear(latent_dim, math.prod(self.in_shape))
-        self.stages = _stages(widths[0], blocks, widths, strides, config, up=True)
+        self.stages = _stages(widths[0], blocks, widths, strides, config, up=True, stem=False)
         self.final = final_layers(widths[-1], config)
         self.out = nn.Conv2d(widths[-1], out_channels, 1)
         nn.init.normal_(self.dense.weight, std=latent_dim**-0.5)
@@ -140,14 +141,7 @@ class ResNetDecoder(nn.Module):
 
 
 def _stages(
-    in_channels: int,
-    blocks: Sequence[int],
-    widths: Sequence[int],
-    strides: Sequence[int],
-    config: BlockConfig,
-    *,
-    up: bool = False,
-    stem: bool = False,
+    in_channels: int, blocks: PerStage, widths: PerStage, strides: PerStage, config: BlockConfig, up: bool, stem: bool
 ) -> nn.ModuleList:
     """One ``nn.Sequential`` of blocks per stage; its first block changes the shape. ``stem``: behind a convolution."""
     scale = config.scale(sum(blocks))
@@ -195,7 +189,7 @@ def _stem(kind: str, in_channels: int, channels: int, config: BlockConfig) -> nn
     return stem
 
 
-def _coarsest(name: str, image_shape: Sequence[int], stem_stride: int = 1, **stages: Sequence[int]) -> tuple[int, int]:
+def _coarsest(name: str, image_shape: Sequence[int], stem_stride: int = 1, **stages: PerStage) -> tuple[int, int]:
     """Height and width of the coarsest map of images ``(C, H, W)``, after all checks of the sizes."""
     if len(set(map(len, stages.values()))) != 1:
         said = ", ".join(f"{field} {tuple(value)}" for field, value in stages.items())

@@ -65,9 +65,8 @@ class Bernoulli(Likelihood):
 class Gaussian(Likelihood):
     """A Gaussian density on [0, 1]; its variance is ``learned`` per pixel, a fixed number, or ``optimal``, one for all.
 
-    ``optimal`` is the batch's own mean squared error (sigma-VAE, Rybkin et al. 2021, eq. 6) in training, where
-    ``forward`` is given x. Without x and in evaluation it is the running average of that, so that no image depends on
-    its batch.
+    ``optimal`` is the batch's own mean squared error (sigma-VAE, Rybkin et al. 2021, eq. 6) in training, where x is
+    given. Without x and in evaluation it is the running average of that, so that no image depends on its batch.
     """
 
     variance: Tensor
