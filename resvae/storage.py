@@ -4,6 +4,7 @@ import inspect
 import json
 import pickle
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +21,6 @@ from resvae.networks import BlockConfig
 from resvae.runs.folder import SHIPPED, best_checkpoint
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
 Kind = TypeVar("Kind", bound=ImageModel)
 
 
@@ -46,15 +45,13 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 def build(description: dict[str, Any], where: str = "description") -> ImageModel:
     """A new model from what ``describe`` returned; ``where`` names its source in error messages."""
-    match description:
-        case {"model": str(name), "arguments": dict(given)} if name in MODELS:
-            arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        case _:
-            name = description.get("model") if isinstance(description, dict) else description
-            raise ResvaeError(
-                f"{where}: model {name!r} is not known; one of {', '.join(MODELS)}, or import the module that registers"
-                " it first (on the command line: RESVAE_IMPORT=my_module)"
-            )
+    name, given = (description.get(k) if isinstance(description, dict) else None for k in ("model", "arguments"))
+    if not isinstance(name, str) or name not in MODELS or not isinstance(given, dict):
+        raise ResvaeError(
+            f"{where}: model {name!r} is not known; one of {', '.join(MODELS)}, or import the module that registers"
+            " it first (on the command line: RESVAE_IMPORT=my_module)"
+        )
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     try:
         if isinstance(arguments.get("block"), dict):
             arguments["block"] = BlockConfig(**arguments["block"])
@@ -66,14 +63,9 @@ def build(description: dict[str, Any], where: str = "description") -> ImageModel
 def save(model: nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Write a model to ``folder``: ``config.json`` and ``model.safetensors``, each replaced whole or not at all.
 
-    Args:
-        model: what is saved.
-        folder: where; it is made where it is missing.
-        dtype: of the real numbers on disk (float16 is half as large). Default: the model's own.
-
-    Returns:
-        The folder. Raises ``ResvaeError`` for a model whose arguments JSON cannot hold (a merge given as a function),
-        and where the folder cannot be written; what was there before stays.
+    ``dtype`` is that of the real numbers on disk (float16 is half as large; default: the model's own). A missing folder
+    is made; it is returned. Raises ``ResvaeError`` for a model whose arguments JSON cannot hold (a merge given as a
+    function), and for a folder that cannot be written; what was there before stays.
     """
     folder = Path(folder)
 
@@ -98,24 +90,17 @@ def save(model: nn.Module, folder: str | Path, dtype: torch.dtype | None = None)
 def load(source: str | Path) -> Any:
     """A model in eval mode from a run's folder, a ``.ckpt``, a saved folder, a shipped name or ``hf://user/model``.
 
-    Args:
-        source: ``"runs/x"`` (its best checkpoint), ``"file.ckpt"``, a folder written by ``save``, the name of
-            weights inside the package, or a model on the Hugging Face hub (needs ``huggingface_hub``).
-
-    Raises:
-        ResvaeError: nothing there, a truncated or foreign file, or a pickle that holds more than tensors.
+    Of a run it is the best checkpoint. The Hugging Face hub needs ``huggingface_hub``. Raises ``ResvaeError`` where
+    there is nothing, for a truncated or foreign file, and for a pickle that holds more than tensors.
     """
-    if str(source).startswith("hf://"):
-        return _load_folder(_download(str(source)))
-    path = Path(source)
+    path = _download(str(source)) if str(source).startswith("hf://") else Path(source)
     if path.is_file():
         return _load_checkpoint(path)
-    if (path / CONFIG).is_file():
-        return _load_folder(path)
-    if path.is_dir():
-        return _load_checkpoint(best_checkpoint(path))
-    if (SHIPPED / source).is_dir():
-        return _load_folder(SHIPPED / source)
+    for folder in (path, SHIPPED / path):
+        if (folder / CONFIG).is_file():
+            return _load_folder(folder)
+        if folder.is_dir():
+            return _load_checkpoint(best_checkpoint(folder))
     raise ResvaeError(
         f"model: {source} is neither a run's folder, a .ckpt, a saved folder nor the name of shipped weights"
         f" ({', '.join(shipped())})"
@@ -131,9 +116,7 @@ def load_as(source: str | Path, kind: type[Kind], field: str = "model") -> Kind:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_vae(source: str | Path) -> ImageVAE:
-    """``load_as`` for what samples and reconstructs."""
-    return load_as(source, ImageVAE)
+load_vae = partial(load_as, kind=ImageVAE)  # what samples and reconstructs
 
 
 def shipped() -> list[str]:

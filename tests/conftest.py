@@ -2,5 +2,9 @@
 
 import os
 
+import pytest
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and in the processes that tests start
     os.environ["OMP_NUM_THREADS"] = "1"
+
+pytest.register_assert_rewrite("helpers_runs")

@@ -1,28 +1,22 @@
 """Every configuration builds its model and its data module, without reading data."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import yaml
+from helpers_runs import CONFIGS
 
 from resvae.data import ImageDataModule
 from resvae.training.configuration import KINDS, parse
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+PATHS = sorted(CONFIGS.glob("*.yaml"))
 
 
 def test_there_are_some():
-    assert {path.stem for path in CONFIGS} >= {
-        "quickstart",
-        "cifar10_depth",
-        "folder",
-        "cifar10_classifier",
-        "he_resnet20",
-    }
+    names = {"quickstart", "cifar10_depth", "folder", "cifar10_classifier", "he_resnet20"}
+    assert {path.stem for path in PATHS} >= names
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", PATHS, ids=lambda path: path.stem)
 def test_it_builds_model_and_data(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()  # configs/folder.yaml's own
@@ -35,7 +29,7 @@ def test_it_builds_model_and_data(config, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["images"]  # nothing was read or written
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", PATHS, ids=lambda path: path.stem)
 def test_it_is_a_page_that_begins_with_the_command_and_its_cost(config):
     lines = config.read_text().splitlines()
     assert lines[0].startswith("# ")

@@ -15,25 +15,12 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 # A line a notebook: the parameters of a run that takes seconds.
 TOY: dict[str, dict[str, object]] = {
-    "depth_table": {
-        "overrides": "--data.limit 64 --model.vae.init_args.widths [8,8]",
-        "depths": 16,
-        "levels": "1-0",
-        "seeds": 0,
-        "epochs": 1,
-        "jobs": 1,
-    },
+    "depth_table": {"overrides": "--data.limit 64 --model.vae.init_args.widths [8,8]", "depths": 16, "levels": "1-0"}
+    | {"seeds": 0, "epochs": 1, "jobs": 1},
     "ensembles_of_paths": {"depth": 8, "deep": 14, "epochs": 1, "draws": 2, "num": 8},
     "inside_a_network": {"depths": "8 14", "epochs": 1},
-    "plain_residual_highway": {
-        "depths": 8,
-        "kinds": "residual",
-        "epochs": 1,
-        "wrapper_epochs": 1,
-        "gate_depth": 8,
-        "gate_epochs": 1,
-        "jobs": 1,
-    },
+    "plain_residual_highway": {"depths": 8, "kinds": "residual", "epochs": 1, "wrapper_epochs": 1}
+    | {"gate_depth": 8, "gate_epochs": 1, "jobs": 1},
     "quickstart": {"depth": 16, "latent_dim": 2, "epochs": 1},
     "reuse": {"limit": 100, "labels": 50, "seeds": 0, "updates": 1, "judge_epochs": 1, "game_steps": 1},
 }

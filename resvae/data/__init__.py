@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from resvae.data.images import Images
 from resvae.data.sets import ImageSets, Split
+from resvae.data.sources import Images
 
 if TYPE_CHECKING:
     from resvae.data.module import ImageDataModule

@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from resvae.data.images import Images, Request, Source, split_off
-
-TEST_EVERY = 6
+from resvae.data.sources import Images, Request, Source, split_off
 
 
 def read(request: Request) -> Source:
@@ -19,4 +17,4 @@ def read(request: Request) -> Source:
     file = Path(str(package.origin)).parent / "datasets/data/digits.csv.gz"
     table = np.loadtxt(file, delimiter=",")  # 64 values and the label in each row
     x = torch.from_numpy(table[:, :-1]).mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
-    return split_off(Images(x, torch.from_numpy(table[:, -1]).long()), TEST_EVERY)
+    return split_off(Images(x, torch.from_numpy(table[:, -1]).long()), every=6)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from resvae.data.images import Images, Request, Source, channels_first, resized
+from resvae.data.sources import Images, Request, Source, channels_first, resized
 from resvae.errors import ResvaeError, one_line
 
 # torchvision's class, the address of the files, their place under the root

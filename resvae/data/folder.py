@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from resvae.data.images import Images, Request, Source, split_off
+from resvae.data.sources import Images, Request, Source, split_off
 from resvae.errors import ResvaeError
 
 NEEDS_PATH = True
@@ -30,11 +30,12 @@ def read(request: Request) -> Source:
 
 def _files(path: Path) -> dict[Path, str]:
     """The image files below a folder, in order, each with the name of its class folder, or an empty name."""
-    found = {
-        file: file.relative_to(path).parts for file in sorted(path.rglob("*")) if file.suffix.lower() in EXTENSIONS
-    }
-    hidden = {file for file, parts in found.items() if any(part.startswith(".") for part in parts)}
-    return {file: parts[0] if len(parts) > 1 else "" for file, parts in found.items() if file not in hidden}
+    found = {}
+    for file in sorted(path.rglob("*")):
+        parts = file.relative_to(path).parts
+        if file.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in parts):
+            found[file] = parts[0] if len(parts) > 1 else ""
+    return found
 
 
 def _pictures(path: Path, files: dict[Path, str], classes: dict[str, int], request: Request) -> Images:

@@ -1,17 +1,103 @@
-"""``ImageDataModule``: batches of images for Lightning."""
+"""Batches of images for Lightning, gathered and augmented as a whole; seed and epoch alone decide their order."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from resvae.data.pipeline import ImageDataset, loading, train_loader
 from resvae.data.sets import ImageSets, Split
+from resvae.data.sources import Images
 from resvae.errors import at_least
+
+Batch = tuple[Tensor, Tensor]  # x uint8 [B, C, H, W], y int64 [B]
+
+
+class ImageDataset(Dataset[Batch]):
+    """Images in memory, in whole batches. ``crop_padding`` and ``flip`` are those of ``ImageDataModule``.
+
+    The augmentation depends only on ``seed``, ``epoch`` and the first index of the batch, not on the number of workers
+    or other random numbers.
+    """
+
+    def __init__(self, images: Images, crop_padding: int = 0, flip: bool = False, seed: int = 0):
+        self.images, self.seed, self.epoch = images, seed, 0
+        self.crop_padding, self.flip = crop_padding, flip
+
+    def __len__(self) -> int:
+        return len(self.images.y)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """The batch of these indices: x uint8 ``[B, C, H, W]``, y int64 ``[B]``."""
+        # numpy: torch would split this small work over threads, which costs more than it saves on busy cores
+        x = self.images.x.numpy()[indices]
+        rng = np.random.default_rng((self.seed, self.epoch, indices[0]))
+        if self.crop_padding:
+            x = random_crop(x, self.crop_padding, rng)
+        if self.flip:
+            mirrored = rng.random(len(x)) < 0.5
+            x[mirrored] = x[mirrored][..., ::-1].copy()  # a contiguous copy is faster to write back
+        return torch.from_numpy(x), self.images.y[indices]
+
+
+def random_crop(x: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
+    """Pad each image ``[B, C, H, W]`` with a margin of zeros, and crop it at random to its own size."""
+    batch, channels, height, width = x.shape
+    padded = np.zeros((batch, channels, height + 2 * padding, width + 2 * padding), x.dtype)
+    padded[:, :, padding:-padding, padding:-padding] = x
+    top, left = rng.integers(0, 2 * padding + 1, (2, batch))
+    windows = sliding_window_view(padded, (height, width), (2, 3))  # B C top left H W, a view
+    return windows[np.arange(batch), :, top, left]
+
+
+class EpochSampler(DistributedSampler[int]):
+    """A new order in each epoch, which seed and epoch alone decide; split over ranks under ``torch.distributed``.
+
+    The first ``start()`` images are skipped, so that a run can resume within an epoch. ``start`` is called when an
+    epoch begins, because Lightning may need the loader for its length before it has restored the position.
+    """
+
+    def __init__(self, dataset: ImageDataset, start: Callable[[], int] = int):
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        alone: dict[str, Any] = {} if distributed else {"num_replicas": 1, "rank": 0}
+        super().__init__(dataset, shuffle=True, seed=dataset.seed, **alone)
+        self.images = dataset
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(list(super().__iter__())[self.start() :])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start an epoch: Lightning calls this."""
+        super().set_epoch(epoch)
+        self.images.epoch = epoch
+
+
+class TrainLoader(DataLoader[Any]):
+    """A loader that Lightning can resume within an epoch.
+
+    Nothing happens before the first batch is requested: Lightning calls ``iter`` before ``set_epoch``, and workers
+    that started there would use the wrong epoch. The state exists only to tell Lightning that this loader can resume.
+    It is empty, because Lightning's loops keep the position and ``EpochSampler`` starts there.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """An empty state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 class ImageDataModule(ImageSets, pl.LightningDataModule):
-    """Batches ``(x uint8 [B, C, H, W], y int64 [B])`` of an ``ImageSets``.
+    """Batches ``(x uint8 [B, C, H, W], y int64 [B])`` of an ``ImageSets``, which raises ``ResvaeError``.
 
     Args:
         name: the name of the data set; see ``ImageSets``.
@@ -21,9 +107,6 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
         flip: in training, mirror half of the images at random.
         num_workers: number of loading processes; 0 is fastest, because all images are in memory.
         **sets: the other arguments of ``ImageSets``.
-
-    Raises:
-        ResvaeError: as ``ImageSets`` does.
     """
 
     def __init__(
@@ -40,24 +123,27 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
         pl.LightningDataModule.__init__(self)
         at_least(1, **{"data.batch_size": batch_size, "data.eval_batch_size": eval_batch_size})
         at_least(0, **{"data.num_workers": num_workers, "data.crop_padding": crop_padding})
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or 2 * batch_size
-        self.crop_padding = crop_padding
-        self.flip = flip
-        self.num_workers = num_workers
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or 2 * batch_size
+        self.crop_padding, self.flip, self.num_workers = crop_padding, flip, num_workers
 
     def prepare_data(self) -> None:
-        """Download what is missing, in one process."""
-        self.setup()
+        """Download what is missing, in one process, and read and split it, once."""
+        self.split("train")
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the set and split it, once."""
+        """Do the same in each process."""
         self.split("train")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled and augmented batches. A run that resumes within an epoch gets the rest of that epoch."""
+        """Shuffled and augmented batches. A run that resumes within an epoch gets the rest of that epoch.
+
+        A last batch of a single image is dropped, because batch normalisation cannot work on it.
+        """
         dataset = ImageDataset(self.split("train"), self.crop_padding, self.flip, self.seed)
-        return train_loader(dataset, self.batch_size, self.num_workers, self._images_done)
+        sampler = EpochSampler(dataset, self._images_done)
+        size = self.batch_size
+        alone = len(sampler) > 1 and size > 1 and len(sampler) % size == 1
+        return TrainLoader(dataset, size, sampler=sampler, drop_last=alone, **self._loading())
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation images in order, ``eval_batch_size`` per batch."""
@@ -68,7 +154,11 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
         return self._evaluation("test")
 
     def _evaluation(self, split: Split) -> DataLoader[Any]:
-        return DataLoader(ImageDataset(self.split(split)), self.eval_batch_size, **loading(self.num_workers))
+        return DataLoader(ImageDataset(self.split(split)), self.eval_batch_size, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        # its own generator, or each iteration would draw a worker seed from the global random stream
+        return {"num_workers": self.num_workers, "collate_fn": tuple, "generator": torch.Generator()}
 
     def _images_done(self) -> int:
         """Images of this epoch on which the run had trained when the restored checkpoint was written."""

@@ -7,7 +7,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from resvae.data.images import Images, Request, Source, channels_first, split_off
+from resvae.data.sources import Images, Request, Source, channels_first, split_off
 from resvae.errors import ResvaeError, one_line
 
 NEEDS_PATH = True

@@ -1,12 +1,13 @@
 """A named set of images in three splits, as tensors, independent of training."""
 
-from typing import Literal
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from resvae.data.images import Images, Request
-from resvae.data.sources import check, read
+from resvae.data.sources import SOURCES, Images, Request, resized
 from resvae.errors import ResvaeError, at_least
 
 Split = Literal["train", "val", "test"]
@@ -48,20 +49,23 @@ class ImageSets:
         download: bool = True,
         limit: int | None = None,
     ):
-        at_least(1, **{"data.limit": limit})
+        at_least(1, **{"data.limit": limit, "data.image_size": image_size})
         at_least(0, **{"data.seed": seed})
         if protocol not in ("split", "test_as_validation"):
             raise ResvaeError(f"data.protocol: {protocol!r} is not allowed; split or test_as_validation")
         if on_corrupt not in ("refuse", "skip"):
             raise ResvaeError(f"data.on_corrupt: {on_corrupt!r} is not allowed; refuse or skip")
+        if name not in SOURCES:
+            raise ResvaeError(f"data.name: {name!r} is not known; one of {', '.join(SOURCES)}")
+        source: Any = import_module(f"resvae.data.{SOURCES[name]}")
+        if getattr(source, "NEEDS_PATH", False) and path is None:
+            raise ResvaeError(f"data.path: None is not allowed; the data set {name} needs a path")
+        if path is not None and not Path(path).exists():
+            raise ResvaeError(f"data.path: {path} does not exist")
         self._request = Request(name, root, path, image_size, on_corrupt, download)
-        check(self._request)
-        self.name = name
-        self.root = root
-        self.validation = validation
-        self.protocol = protocol
-        self.seed = seed
-        self.limit = limit
+        self._read = source.read
+        self.name, self.root, self.seed = name, root, seed
+        self.validation, self.protocol, self.limit = validation, protocol, limit
         self._sets: dict[str, Images] = {}
 
     def split(self, name: Split) -> Images:
@@ -69,12 +73,22 @@ class ImageSets:
         if name not in ("train", "val", "test"):
             raise ResvaeError(f"split: {name!r} is not allowed; train, val or test")
         if not self._sets:
-            train, test = read(self._request)
+            train, test = self._read(self._request)
+            if (size := self._request.image_size) is not None:
+                train, test = (Images(resized(part.x, size), part.y) for part in (train, test))
+            a, b = (tuple(part.x.shape[1:]) for part in (train, test))
+            if a != b:
+                raise ResvaeError(f"data.path: training images are {a}, test images {b}; shapes must be equal")
             order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(self.seed))
-            if self.protocol == "test_as_validation":
-                validation = test
-            else:
-                num = self._num_validation(len(order))
+            validation = test
+            if self.protocol == "split":
+                num = self.validation * len(order) if isinstance(self.validation, float) else self.validation
+                if not 0.5 < num <= len(order) - 1:
+                    raise ResvaeError(
+                        f"data.validation: {self.validation} of {len(order)} training images is not allowed; "
+                        "give a number of images or a share between 0 and 1 that leaves an image on both sides"
+                    )
+                num = round(num)
                 validation, order = train.take(order[:num]), order[num:]
             self._sets = {"train": train.take(order[: self.limit]), "val": validation, "test": test}
         return self._sets[name]
@@ -112,12 +126,3 @@ class ImageSets:
     def num_test(self) -> int:
         """Number of test images."""
         return len(self.labels("test"))
-
-    def _num_validation(self, total: int) -> int:
-        num = self.validation * total if isinstance(self.validation, float) else self.validation
-        if not 0.5 < num <= total - 1:
-            raise ResvaeError(
-                f"data.validation: {self.validation} of {total} training images is not allowed; "
-                "give a number of images or a share between 0 and 1 that leaves an image on both sides"
-            )
-        return round(num)

@@ -1,11 +1,13 @@
-"""The sources of images by name. Each is read into one uint8 tensor."""
+"""The sources of images by name, each read into uint8 tensors, and what they share."""
 
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from resvae.data.images import Images, Request, Source, resized
-from resvae.errors import ResvaeError, at_least
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resvae.errors import ResvaeError
 
 # Each name, and the module of this package whose function ``read`` takes a request to a training and a test set.
 SOURCES = {
@@ -18,37 +20,62 @@ SOURCES = {
     "folder": "folder",
     "npz": "npz",
 }
+TEST_EVERY = 10  # without a test set, every tenth image becomes a test image
 
 
-def check(request: Request) -> None:
-    """Refuse what cannot be read, before any work is done.
+@dataclass(frozen=True)
+class Images:
+    """``x`` uint8 ``[N, C, H, W]`` and ``y`` int64 ``[N]``."""
 
-    Raises:
-        ResvaeError: an unknown name, a path that is missing or does not exist, a size below 1.
-    """
-    if request.name not in SOURCES:
-        raise ResvaeError(f"data.name: {request.name!r} is not known; one of {', '.join(SOURCES)}")
-    at_least(1, **{"data.image_size": request.image_size})
-    if getattr(_source(request), "NEEDS_PATH", False) and request.path is None:
-        raise ResvaeError(f"data.path: None is not allowed; the data set {request.name} needs a path")
-    if request.path is not None and not Path(request.path).exists():
-        raise ResvaeError(f"data.path: {request.path} does not exist")
+    x: Tensor
+    y: Tensor
+
+    def take(self, index: Tensor | slice) -> "Images":
+        """The images and labels at ``index``, in its order."""
+        return Images(self.x[index], self.y[index])
 
 
-def read(request: Request) -> Source:
-    """The training set and the test set of a request that ``check`` accepts.
-
-    Raises:
-        ResvaeError: no images, a corrupt or unsuitable file, a failed download.
-    """
-    train, test = _source(request).read(request)
-    if (size := request.image_size) is not None:
-        train, test = (Images(resized(part.x, size), part.y) for part in (train, test))
-    shapes = [tuple(part.x.shape[1:]) for part in (train, test)]
-    if shapes[0] != shapes[1]:
-        raise ResvaeError(f"data.path: training images are {shapes[0]}, test images {shapes[1]}; shapes must be equal")
-    return train, test
+Source = tuple[Images, Images]  # a training set and a test set
 
 
-def _source(request: Request) -> Any:
-    return import_module(f"resvae.data.{SOURCES[request.name]}")
+@dataclass(frozen=True)
+class Request:
+    """What to read; the fields are arguments of ``ImageSets``."""
+
+    name: str
+    root: str
+    path: str | None
+    image_size: int | None
+    on_corrupt: str
+    download: bool
+
+
+def resized(x: Tensor, size: int) -> Tensor:
+    """uint8 ``[N, C, H, W]`` to ``size`` x ``size``: longer sides are averaged down, shorter ones padded with zeros."""
+    height, width = (min(side, size) for side in x.shape[-2:])
+    if (height, width) != x.shape[-2:]:
+        parts = [F.interpolate(part.float(), (height, width), mode="area") for part in x.split(4096)]
+        x = torch.cat([part.round().to(torch.uint8) for part in parts])
+    top, left = (size - height) // 2, (size - width) // 2
+    return F.pad(x, (left, size - width - left, top, size - height - top))
+
+
+def channels_first(array: np.ndarray, where: str) -> Tensor:
+    """A uint8 array ``N H W``, ``N H W C`` or ``N C H W`` as ``[N, C, H, W]``; ``where`` names it in messages."""
+    if array.dtype != np.uint8:
+        raise ResvaeError(f"data.path: {where} are {array.dtype}; they must be uint8 in 0..255")
+    if array.ndim not in (3, 4):
+        raise ResvaeError(f"data.path: {where} have shape {array.shape}; it must be N H W, N H W C or N C H W")
+    x = torch.from_numpy(array)
+    if x.ndim == 3:
+        return x[:, None]
+    last = x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4)
+    return x.permute(0, 3, 1, 2).contiguous() if last else x
+
+
+def split_off(images: Images, every: int = TEST_EVERY) -> Source:
+    """Make every tenth image, or every ``every``-th, a test image."""
+    if len(images.x) < every:
+        raise ResvaeError(f"data: {len(images.x)} images are too few; at least {every} are needed to make a test set")
+    test = torch.arange(len(images.x)) % every == every - 1
+    return images.take(~test), images.take(test)

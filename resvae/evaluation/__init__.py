@@ -2,23 +2,18 @@
 
 from resvae.evaluation.bounds import ActiveUnits
 from resvae.evaluation.classification import Classification as Classification
-from resvae.evaluation.distances import Distances, distances, feature_network
+from resvae.evaluation.distances import distances, feature_network
 from resvae.evaluation.grids import beside, image_grid, save_grid
-from resvae.evaluation.measure import Asked, Measure
-from resvae.evaluation.neighbours import Neighbours, nearest, neighbours
-from resvae.evaluation.page import write_report
-from resvae.evaluation.probe import Probe, linear_probe, probe
+from resvae.evaluation.measure import Asked, Found, Measure
+from resvae.evaluation.probe import linear_probe
 from resvae.evaluation.reconstruction import Reconstruction as Reconstruction
-from resvae.evaluation.report import Report, evaluate
-from resvae.evaluation.samples import generate
+from resvae.evaluation.report import Report, evaluate, generate, write_report
 
 __all__ = [
     "ActiveUnits",
     "Asked",
-    "Distances",
+    "Found",
     "Measure",
-    "Neighbours",
-    "Probe",
     "Report",
     "beside",
     "distances",
@@ -27,9 +22,6 @@ __all__ = [
     "generate",
     "image_grid",
     "linear_probe",
-    "nearest",
-    "neighbours",
-    "probe",
     "save_grid",
     "write_report",
 ]

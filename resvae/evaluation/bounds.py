@@ -4,17 +4,15 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from resvae.errors import at_least
-from resvae.evaluation.measure import Asked, Measure, Picture
+from resvae.evaluation.measure import Asked, Found, Measure
 from resvae.models import Encoded
 from resvae.probability import ElboTerms, running_bound
-
-THRESHOLD = 0.01
 
 
 @dataclass(frozen=True)
@@ -28,19 +26,11 @@ class Bound:
 
 def powers_of_ten(num_samples: int) -> tuple[int, ...]:
     """1, 10, 100, ... below ``num_samples``, and ``num_samples`` itself."""
-    powers = [10**i for i in range(len(str(num_samples)))]
-    return tuple(dict.fromkeys([*powers, num_samples]))
+    return tuple(sorted({10**i for i in range(len(str(num_samples)))} | {num_samples}))
 
 
 def bound_curve(log_weights: Iterable[Tensor], ks: Sequence[int]) -> Tensor:
-    """The bound of each image after the first k log-weights, for each k: ``[len(ks), B]``, float64.
-
-    The curve is nested: a larger k adds samples to those of a smaller one.
-
-    Args:
-        log_weights: each ``[B]``; at least ``max(ks)`` of them.
-        ks: ascending, each at least 1.
-    """
+    """The bound of each image with the first k of the log-weights ``[B]``, for each k: ``[len(ks), B]``, float64."""
     return torch.stack([bound for k, bound in enumerate(running_bound(log_weights), 1) if k in ks])
 
 
@@ -52,7 +42,7 @@ class ActiveUnits:
     """
 
     def __init__(self) -> None:
-        self._num = 0
+        self._num = self.latents = 0
         self._mean = torch.zeros(())
         self._squares = torch.zeros(())
 
@@ -66,11 +56,7 @@ class ActiveUnits:
         self._squares = self._squares + (values - mean).square().sum(0) + delta**2 * self._num * len(values) / num
         self._mean = self._mean + delta * len(values) / num
         self._num = num
-
-    @property
-    def latents(self) -> int:
-        """Number of latents per image, D."""
-        return self._mean.numel()
+        self.latents = mean.numel()  # per image, D
 
     def variance(self) -> Tensor:
         """Var_x E_q[z] of each latent, ``[D]``."""
@@ -78,41 +64,41 @@ class ActiveUnits:
 
     def count(self) -> int | None:
         """How many of the D latents vary by more than .01; None for fewer than two images."""
-        return None if self._num < 2 else int((self.variance() > THRESHOLD).sum())
+        return None if self._num < 2 else int((self.variance() > 0.01).sum())
 
 
 class Bounds(Measure):
     """Log-probabilities in nats per image, averaged over the images, and active units."""
 
-    def __init__(self, num_samples: int = 1, iw_images: int | None = None) -> None:
-        at_least(1, num_samples=num_samples, iw_images=iw_images)
-        self._ks = powers_of_ten(num_samples)
-        self._left = sys.maxsize if iw_images is None else iw_images
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        self._ks = powers_of_ten(asked.num_samples)
+        self._left = sys.maxsize if asked.iw_images is None else asked.iw_images
         self._terms: list[ElboTerms] = []
         self._bounds: list[Tensor] = []
         self._active = ActiveUnits()
-        self._fields: dict[str, Any] = {}
 
-    def update(self, asked: Asked, x: Encoded, y: Tensor | None) -> None:
-        self._terms.append(asked.model.elbo(x))
+    def update(self, x: Encoded, y: Tensor | None) -> None:
+        model = self.asked.model
+        self._terms.append(model.elbo(x))
         if self._left > 0:
-            weights = asked.model.log_weights(x.first(self._left), self._ks[-1])
-            self._bounds.append(bound_curve(weights, self._ks))
+            self._bounds.append(bound_curve(model.log_weights(x.first(self._left), self._ks[-1]), self._ks))
             self._left -= len(x)
-        self._active.update(asked.model.shift(x))
+        self._active.update(model.shift(x))
 
-    def finish(self, asked: Asked, samples: Tensor) -> None:
+    def finish(self, samples: Tensor) -> Found:
         terms, bound = self._terms, torch.cat(self._bounds, 1)
         elbo, kl = _mean(t.elbo for t in terms).item(), _mean(t.kl for t in terms)
+        log_likelihood = _mean(t.log_likelihood for t in terms).item()
         floors = [t.floor for t in terms if t.floor is not None]
         per_dim, discrete = terms[0].num_dims * math.log(2), terms[0].discrete
         means = zip(self._ks, bound.mean(1).tolist(), strict=True)
         curve = tuple(Bound(k, nats, -nats / per_dim if discrete else None) for k, nats in means)
-        self._fields = {
+        figures = {
             "iw_images": bound.shape[1],  # the first ones
             "num_samples": self._ks[-1],  # k of the importance-weighted bound
             "elbo": elbo,
-            "log_likelihood": _mean(t.log_likelihood for t in terms).item(),
+            "log_likelihood": log_likelihood,
             "kl": kl.sum().item(),
             "kl_levels": tuple(kl.tolist()),
             "importance_weighted": curve[-1].nats,  # with k samples
@@ -123,58 +109,48 @@ class Bounds(Measure):
             "active_units": self._active.count(),
             "latents": self._active.latents,
         }
-        self._images = sum(len(t.kl) for t in terms)
-        self._terms, self._bounds = [], []
-
-    def fields(self) -> dict[str, Any]:
-        return self._fields
-
-    def rows(self) -> list[tuple[str, str]]:
-        f, curve = self._fields, self._fields["importance_curve"]
-        part = f", first {f['iw_images']:,} images" if f["iw_images"] < self._images else ""
-        units = None if f["active_units"] is None else f"{f['active_units']} of {f['latents']}"
+        first, whole = f"first {bound.shape[1]:,} images", bound.shape[1] == sum(len(t.kl) for t in terms)
+        part = "" if whole else f", {first}"
+        units = None if figures["active_units"] is None else f"{figures['active_units']} of {figures['latents']}"
         rows: list[tuple[str, Any, str]] = [  # what, figure, format
-            ("ELBO, nats", f["elbo"], ".2f"),
-            ("log-likelihood, nats", f["log_likelihood"], ".2f"),
-            ("KL, nats", f["kl"], ".2f"),
+            ("ELBO, nats", elbo, ".2f"),
+            ("log-likelihood, nats", log_likelihood, ".2f"),
+            ("KL, nats", figures["kl"], ".2f"),
             *((f"IW-{bound.k} bound, nats{part}", bound.nats, ".2f") for bound in curve),
-            ("bits/dim (ELBO)", f["bits_per_dim"], ".4f"),
+            ("bits/dim (ELBO)", figures["bits_per_dim"], ".4f"),
             *((f"bits/dim (IW-{bound.k}){part}", bound.bits_per_dim, ".4f") for bound in curve),
-            ("nats over the floor", f["loss_over_floor"], ".2f"),
+            ("nats over the floor", figures["loss_over_floor"], ".2f"),
             ("active units", units, ""),
         ]
-        return [(name, f"{figure:{form}}") for name, figure, form in rows if figure is not None]
-
-    def headlines(self) -> tuple[str, ...]:
-        return "ELBO", "bits/dim (ELBO)", f"bits/dim (IW-{self._ks[-1]})"
-
-    def protocol(self) -> list[str]:
         ks = ", ".join(map(str, self._ks))
-        return [f"importance-weighted bounds: k = {ks}, nested, on the first {self._fields['iw_images']:,} images"]
+        return Found(
+            figures,
+            [(name, f"{figure:{form}}") for name, figure, form in rows if figure is not None],
+            ("ELBO", "bits/dim (ELBO)", f"bits/dim (IW-{self._ks[-1]})"),
+            (f"importance-weighted bounds: k = {ks}, nested, on the {first}",),
+            {
+                f"KL per level, {figures['kl']:.1f} nats in all": partial(_draw_levels, figures["kl_levels"]),
+                f"bound on log p(x), {first}": partial(_draw_curve, curve, figures["bits_per_dim"], elbo, whole),
+            },
+        )
 
-    def pictures(self) -> dict[str, Picture]:
-        return {
-            f"KL per level, {self._fields['kl']:.1f} nats in all": self._draw_levels,
-            f"bound on log p(x), first {self._fields['iw_images']:,} images": self._draw_curve,
-        }
 
-    def _draw_levels(self, axes: Any) -> None:
-        kl = self._fields["kl_levels"]
-        axes.bar(range(len(kl)), kl)
-        axes.set(xlabel="level, 0 the coarsest", ylabel="KL, nats")
-        axes.set_xticks(range(0, len(kl), -(-len(kl) // 16)))
+def _draw_levels(kl: Sequence[float], axes: Any) -> None:
+    axes.bar(range(len(kl)), kl)
+    axes.set(xlabel="level, 0 the coarsest", ylabel="KL, nats")
+    axes.set_xticks(range(0, len(kl), -(-len(kl) // 16)))
 
-    def _draw_curve(self, axes: Any) -> None:
-        curve, unit = self._fields["importance_curve"], "nats"
-        values, elbo = [bound.nats for bound in curve], self._fields["elbo"]
-        if self._fields["bits_per_dim"] is not None:
-            unit, values, elbo = "bits/dim", [bound.bits_per_dim for bound in curve], self._fields["bits_per_dim"]
-        axes.plot([bound.k for bound in curve], values, marker="o", label="IW-k bound")
-        if self._fields["iw_images"] == self._images:
-            axes.axhline(elbo, color="grey", linestyle="--", label="ELBO")
-        axes.set(xscale="log", xlabel="k", ylabel=unit)
-        axes.legend()
-        axes.grid(alpha=0.3)
+
+def _draw_curve(curve: Sequence[Bound], bits_per_dim: float | None, elbo: float, whole: bool, axes: Any) -> None:
+    unit, values = "nats", [bound.nats for bound in curve]
+    if bits_per_dim is not None:
+        unit, values, elbo = "bits/dim", [bound.bits_per_dim for bound in curve], bits_per_dim
+    axes.plot([bound.k for bound in curve], values, marker="o", label="IW-k bound")
+    if whole:  # of other images, the ELBO does not compare
+        axes.axhline(elbo, color="grey", linestyle="--", label="ELBO")
+    axes.set(xscale="log", xlabel="k", ylabel=unit)
+    axes.legend()
+    axes.grid(alpha=0.3)
 
 
 def _mean(values: Iterable[Tensor]) -> Tensor:

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resvae.errors import ResvaeError, at_least, one_line
-from resvae.evaluation.measure import BATCH, Asked, Measure
+from resvae.errors import ResvaeError, one_line
+from resvae.evaluation.measure import BATCH, Asked, Found, Measure
 from resvae.isolation import isolated
 
 KID_SUBSET = 1000
-GENERATED = "the mean of p(x|z) at temperature 1, rounded to uint8"
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,8 @@ def distances(
 ) -> Distances:
     """FID and KID between two sets of images, by torchmetrics.
 
-    Args:
-        features: images to vectors ``[B, F]``, on the images' device.
-        real, generated: batches of images as ``features`` takes them.
-        name: of the network, for the record.
-        seed: of KID's subsets.
-
-    Raises:
-        ResvaeError: fewer than two images in either set.
+    ``real`` and ``generated`` are batches of images as the network ``features`` takes them, on its device; it turns
+    them into vectors ``[B, F]``. ``seed`` is that of KID's subsets. Fewer than two images raise ``ResvaeError``.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -63,58 +56,34 @@ def distances(
             metric.update(a, real=True)
             metric.update(b, real=False)
         mean, deviation = kid.compute()
-        return Distances(
-            features=name,
-            num_features=a.shape[1],
-            real=len(a),
-            generated=len(b),
-            pixels=GENERATED,
-            fid=fid.compute().item(),
-            kid=mean.item(),
-            kid_deviation=deviation.item() if subset < max(len(a), len(b)) else None,
-            kid_subset=subset,
-        )
+        spread = deviation.item() if subset < max(len(a), len(b)) else None
+        pixels, figures = "the mean of p(x|z) at temperature 1, rounded to uint8", (fid.compute().item(), mean.item())
+        return Distances(name, a.shape[1], len(a), len(b), pixels, *figures, spread, subset)
 
 
 class GeneratedDistances(Measure):
     """FID and KID of generated images, where a feature network is given."""
 
-    def __init__(self, features: tuple[str, nn.Module] | None, num_generated: int | None) -> None:
-        at_least(2, num_generated=num_generated)
-        self._features, self._num = features, num_generated
-        self._found: Distances | None = None
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        if asked.features is not None:
+            self.generated = asked.num_generated or len(asked.tested()[0])
 
-    def begin(self, asked: Asked) -> None:
-        if self._features is not None:
-            self.generated = self._num or len(asked.tested()[0])
-
-    def finish(self, asked: Asked, samples: Tensor) -> None:
-        if self._features is not None:
-            name, network = self._features
-            real = (x.to(asked.device) for x in asked.track(asked.tested()[0].split(BATCH), "features"))
-            made = (x.to(asked.device) for x in samples[: self.generated].split(BATCH))
-            self._found = distances(network, real, made, name, asked.seed)
-
-    def fields(self) -> dict[str, Any]:
-        return {"distances": self._found}
-
-    def rows(self) -> list[tuple[str, str]]:
-        if (d := self._found) is None:
-            return []
+    def finish(self, samples: Tensor) -> Found:
+        if self.asked.features is None:
+            return Found({"distances": None})
+        name, network = self.asked.features
+        device = self.asked.device
+        real = (x.to(device) for x in self.asked.track(self.asked.tested()[0].split(BATCH), "features"))
+        made = (x.to(device) for x in samples[: self.generated].split(BATCH))
+        d = distances(network, real, made, name, self.asked.seed)
         deviation = "" if d.kid_deviation is None else f" ± {d.kid_deviation:.2g}"
-        figures = {"FID": f"{d.fid:.2f}", "KID": f"{d.kid:.4g}{deviation}"}
-        return [(f"{name} (features: {d.features})", figure) for name, figure in figures.items()]
-
-    def headlines(self) -> tuple[str, ...]:
-        return ("FID",)
-
-    def protocol(self) -> list[str]:
-        if (d := self._found) is None:
-            return []
-        return [
-            f"FID, KID: features: {d.features} ({d.num_features}), {d.real:,} real and {d.generated:,} generated "
+        rows = [(f"FID (features: {name})", f"{d.fid:.2f}"), (f"KID (features: {name})", f"{d.kid:.4g}{deviation}")]
+        protocol = (
+            f"FID, KID: features: {name} ({d.num_features}), {d.real:,} real and {d.generated:,} generated "
             f"images ({d.pixels}); KID over 100 subsets of {d.kid_subset:,}"
-        ]
+        )
+        return Found({"distances": d}, rows, ("FID",), (protocol,))
 
 
 class InceptionFeatures(nn.Module):
@@ -134,8 +103,7 @@ class InceptionFeatures(nn.Module):
 def feature_network(name: str, image_shape: tuple[int, int, int], load: Callable[[str], Any]) -> nn.Module:
     """The network of a name: ``inception``, or the penultimate layer of the ``ResNetClassifier`` from ``load(name)``.
 
-    Raises:
-        ResvaeError: images of a shape that it does not take; Inception is not available.
+    Raises ``ResvaeError`` for images of a shape that it does not take, and where Inception is not available.
     """
     if name == "inception":
         if image_shape[0] not in (1, 3):

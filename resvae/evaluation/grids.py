@@ -24,10 +24,7 @@ def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
 
 
 def beside(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> Tensor:
-    """Rows of originals ``[N, C, H, W]``, each over the row of their reconstructions, for ``image_grid``.
-
-    The last rows are filled with white.
-    """
+    """Rows of originals ``[N, C, H, W]``, each over the row of their reconstructions; white fills the last rows."""
     columns = min(columns, len(originals))
     white = originals.new_ones(-len(originals) % columns, *originals.shape[1:])
     whole = [torch.cat([images, white]).unflatten(0, (-1, columns)) for images in (originals, reconstructions)]

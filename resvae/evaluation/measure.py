@@ -1,12 +1,12 @@
-"""What a report is made of: a measure has figures, table rows, a line on how they were obtained, and pictures."""
+"""What a report is made of: a measure sees all batches, and finds figures, table rows, protocol lines and pictures."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resvae.data import ImageSets, Split
 from resvae.errors import ResvaeError
@@ -18,7 +18,7 @@ Picture = Tensor | Callable[[Any], None]  # [3, H, W] in [0, 1], or what draws o
 
 @dataclass(frozen=True)
 class Asked:
-    """What is measured; the arguments of ``evaluate`` have the same names."""
+    """What is measured, and how. All fields but ``device`` and ``sets`` are arguments of ``evaluate``."""
 
     model: Any
     device: torch.device
@@ -27,6 +27,13 @@ class Asked:
     num: int | None
     seed: int
     track: Callable[[Iterable[Any], str], Iterable[Any]]
+    num_samples: int
+    iw_images: int | None
+    features: tuple[str, nn.Module] | None
+    num_generated: int | None
+    probe_images: int | None
+    neighbours: bool
+    pictures: bool
 
     def tested(self) -> tuple[Tensor, Tensor]:
         """The measured images ``[N, C, H, W]``, uint8, and their labels ``[N]``."""
@@ -43,49 +50,37 @@ class Asked:
         return self.sets.images("train")[:num], self.sets.labels("train")[:num]
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a measure found."""
+
+    figures: dict[str, Any]  # added to ``report.json``: numbers, None, dataclasses, or tuples of them
+    rows: list[tuple[str, str]] = field(default_factory=list)  # what was measured, and the figure as text
+    headlines: tuple[str, ...] = ()  # how the rows begin that stand above the page of plots
+    protocol: tuple[str, ...] = ()  # how the figures were obtained, one line each
+    pictures: dict[str, Picture] = field(default_factory=dict)  # by their titles
+
+
 class Measure(ABC):
     """One part of a report. A new one is a subclass in a file of its own, decorated with ``always``.
 
-    A measure that was not asked for stays in the report, without rows, and its fields are None.
+    The constructor raises ``ResvaeError`` for what cannot be measured, before any work. A measure that was not asked
+    for finds no rows, and its figures are None.
     """
 
     field: ClassVar[str] = "vae"  # the kind of model that it is of: ``ImageModel.field``
     generated: int = 0  # how many generated images it wants
 
-    def begin(self, asked: Asked) -> None:
-        """Refuse what cannot be measured, before any work."""
-        return
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
 
-    def update(self, asked: Asked, x: Any, y: Tensor | None) -> None:
-        """Take a batch: what ``model.encoded`` returned, and the labels ``[B]``, on the model's device.
-
-        All measures draw noise from one stream; the model is in eval mode, without gradients.
-        """
-        return
-
-    def finish(self, asked: Asked, samples: Tensor) -> None:
-        """After all batches; ``samples`` are generated images, uint8 on the CPU, as many as any measure wants."""
+    def update(self, x: Any, y: Tensor | None) -> None:
+        """Take a batch: what ``model.encoded`` returned, and labels ``[B]``. All measures share one stream of noise."""
         return
 
     @abstractmethod
-    def fields(self) -> dict[str, Any]:
-        """What it adds to ``report.json``: numbers, None, dataclasses, or tuples of them."""
-
-    def rows(self) -> list[tuple[str, str]]:
-        """What was measured, and the figure, as a person reads them."""
-        return []
-
-    def headlines(self) -> tuple[str, ...]:
-        """How the rows begin that stand above the page of plots."""
-        return ()
-
-    def protocol(self) -> list[str]:
-        """How the figures were obtained, one line each."""
-        return []
-
-    def pictures(self) -> dict[str, Picture]:
-        """Pictures by their titles."""
-        return {}
+    def finish(self, samples: Tensor) -> Found:
+        """After all batches; ``samples`` are generated images, uint8 on the CPU, as many as any measure wants."""
 
 
 ALWAYS: list[type[Measure]] = []  # measures without options, in the order of the report

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resvae.evaluation.grids import image_grid
-from resvae.evaluation.measure import COLUMNS, Asked, Measure, Picture
+from resvae.evaluation.measure import COLUMNS, Asked, Found, Measure
 
 NEAREST = 1000  # samples, and test images, whose nearest training image is sought
 ROWS = 8
@@ -28,21 +27,12 @@ class Neighbours:
 
 @torch.no_grad()
 def nearest(
-    queries: Tensor,
-    bank: Tensor,
-    num: int = 1,
-    embed: Callable[[Tensor], Tensor] | None = None,
-    chunk: int = 500,
+    queries: Tensor, bank: Tensor, num: int = 1, embed: Callable[[Tensor], Tensor] | None = None, chunk: int = 500
 ) -> tuple[Tensor, Tensor]:
-    """The ``num`` images of ``bank`` nearest to each query, nearest first.
+    """L2 distances (float64) and indices of the ``num`` images of ``bank`` nearest to each query: ``[Q, num]``, CPU.
 
-    Args:
-        queries, bank: images ``[Q, C, H, W]`` and ``[N, C, H, W]``, uint8; distances are taken on the queries' device,
-            a chunk of the bank at a time.
-        embed: images to vectors ``[B, F]``, on the same device; default: the pixels in [0, 1] themselves.
-
-    Returns:
-        L2 distances, float64, and indices into the bank: each ``[Q, num]``, on the CPU.
+    Queries ``[Q, C, H, W]`` and bank ``[N, C, H, W]`` are uint8; distances are taken on the queries' device, a chunk of
+    the bank at a time. ``embed`` turns images into vectors ``[B, F]``; default: the pixels in [0, 1] themselves.
     """
     # float64 is exact for whole pixel values: an image's distance to itself is 0, not the root of a rounding error.
     scale, embed = (255, lambda x: x.flatten(1)) if embed is None else (1, embed)
@@ -58,78 +48,36 @@ def nearest(
     return best.cpu() / scale, index.cpu()
 
 
-def neighbours(
-    samples: Tensor,
-    test: Tensor,
-    train: Tensor,
-    space: str = "pixels",
-    embed: Callable[[Tensor], Tensor] | None = None,
-    shown: int = 10,
-    num: int = 7,
-) -> tuple[Neighbours, Tensor]:
-    """How near samples, and images that the model has not seen, come to the training images.
-
-    Args:
-        samples, test, train: uint8 ``[N, C, H, W]``; ``samples`` and ``test`` on the device to compute on.
-        space: its name in the report.
-        embed: images to vectors; default: pixels.
-        shown: how many samples are returned as pictures.
-        num: how many neighbours of each.
-
-    Returns:
-        The medians, and for ``image_grid`` the first ``shown`` samples, each before its ``num`` nearest training
-        images: float32 in [0, 1], ``[shown * (1 + num), C, H, W]``.
-    """
-    ours, index = nearest(samples, train, num, embed)
-    theirs, _ = nearest(test, train, 1, embed)
-    rows = torch.cat([samples[:shown].cpu()[:, None], train[index[:shown]]], 1)
-    result = Neighbours(
-        space=space,
-        train_images=len(train),
-        samples=len(samples),
-        test_images=len(test),
-        samples_median=ours[:, 0].median().item(),
-        test_median=theirs.median().item(),
-    )
-    return result, rows.flatten(0, 1) / 255
-
-
 class NearestImages(Measure):
-    """Neighbours in pixels and, where a feature network is given, in its features."""
+    """How near samples and unseen images come to the training images: in pixels, and in features where they are given.
 
-    def __init__(self, wanted: bool, features: tuple[str, nn.Module] | None) -> None:
-        self.generated = NEAREST if wanted else 0
-        self._spaces = [("pixels", None), *([features] if features else [])] if wanted else []
-        self._found: tuple[Neighbours, ...] = ()
-        self._pictures: dict[str, Picture] = {}
+    Pictures show the first samples, each before its nearest training images.
+    """
 
-    def begin(self, asked: Asked) -> None:
-        if self._spaces:
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        if asked.neighbours:
+            self.generated = NEAREST
             asked.train()
 
-    def finish(self, asked: Asked, samples: Tensor) -> None:
-        for space, network in self._spaces:
+    def finish(self, samples: Tensor) -> Found:
+        asked, found, rows, protocol, pictures = self.asked, [], [], [], {}
+        spaces = [("pixels", None), *([asked.features] if asked.features else [])]
+        for space, embed in spaces if asked.neighbours else []:
+            train = asked.train()[0]
             ours, theirs = (x[:NEAREST].to(asked.device) for x in (samples, asked.tested()[0]))
-            found, rows = neighbours(ours, theirs, asked.train()[0], space, network, ROWS, COLUMNS - 1)
-            self._found = (*self._found, found)
-            self._pictures[f"sample | its nearest training images ({space})"] = image_grid(rows, COLUMNS)
-
-    def fields(self) -> dict[str, Any]:
-        return {"neighbours": self._found}
-
-    def rows(self) -> list[tuple[str, str]]:
-        rows = []
-        for n in self._found:
-            rows.append((f"nearest training image of a sample, median L2 ({n.space})", f"{n.samples_median:.4g}"))
-            rows.append((f"nearest training image of a test image ({n.space})", f"{n.test_median:.4g}"))
-        return rows
-
-    def protocol(self) -> list[str]:
-        return [
-            f"nearest neighbours in {n.space}: {n.samples:,} samples and the first {n.test_images:,} images against "
-            f"{n.train_images:,} training images"
-            for n in self._found
-        ]
-
-    def pictures(self) -> dict[str, Picture]:
-        return self._pictures
+            near, index = nearest(ours, train, COLUMNS - 1, embed)
+            control, _ = nearest(theirs, train, 1, embed)
+            medians = near[:, 0].median().item(), control.median().item()
+            found.append(Neighbours(space, len(train), len(ours), len(theirs), *medians))
+            rows += [
+                (f"nearest training image of a sample, median L2 ({space})", f"{medians[0]:.4g}"),
+                (f"nearest training image of a test image ({space})", f"{medians[1]:.4g}"),
+            ]
+            protocol.append(
+                f"nearest neighbours in {space}: {len(ours):,} samples and the first {len(theirs):,} images against "
+                f"{len(train):,} training images"
+            )
+            shown = torch.cat([samples[:ROWS, None], train[index[:ROWS]]], 1).flatten(0, 1) / 255
+            pictures[f"sample | its nearest training images ({space})"] = image_grid(shown, COLUMNS)
+        return Found({"neighbours": tuple(found)}, rows, protocol=tuple(protocol), pictures=pictures)

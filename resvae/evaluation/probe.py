@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resvae.errors import ResvaeError, at_least, one_line
-from resvae.evaluation.measure import BATCH, Asked, Measure
+from resvae.errors import ResvaeError, one_line
+from resvae.evaluation.measure import BATCH, Asked, Found, Measure
 from resvae.isolation import isolated
 from resvae.models import ImageVAE
 from resvae.networks import ResNetEncoder
@@ -34,34 +34,6 @@ class Probe:
     test_images: int
     classes: int
     scores: tuple[ProbeScore, ...]
-
-
-def probe(
-    vae: ImageVAE, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], seed: int = 0, batch_size: int = BATCH
-) -> Probe:
-    """Train a linear classifier on each of a model's representations, and on the raw pixels.
-
-    Args:
-        vae: the model; its first ``ResNetEncoder`` gives the feature maps.
-        train, test: images ``[N, C, H, W]`` and labels ``[N]``.
-        seed: of the projections, the split that chooses C, and what noise the model draws.
-
-    Raises:
-        ResvaeError: a model without a ``ResNetEncoder``; labels of one class only, as unlabelled sets have.
-    """
-    (x, y), (test_x, test_y) = train, test
-    labels, test_labels = y.numpy(), test_y.numpy()
-    if len(np.unique(labels)) < 2:
-        raise ResvaeError("probe: all training images have one label; a data set with labels is needed")
-    features: list[dict[str, np.ndarray]] = []
-    for images in (x, test_x):
-        batches = [representations(vae, part, seed) for part in images.split(batch_size)]
-        features.append({name: shortened(torch.cat([h[name] for h in batches]).numpy(), seed) for name in batches[0]})
-    scores = [
-        ProbeScore(name, h.shape[1], linear_probe(h, labels, features[1][name], test_labels, seed))
-        for name, h in features[0].items()
-    ]
-    return Probe(len(x), len(test_x), len(np.unique(labels)), tuple(scores))
 
 
 def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, seed: int) -> float:
@@ -115,35 +87,38 @@ def shortened(x: np.ndarray, seed: int) -> np.ndarray:
 
 
 class LinearProbe(Measure):
-    """What a linear classifier reads, where a number of training images is given."""
+    """What a linear classifier reads from a model's representations and from the raw pixels, where it is asked for.
 
-    def __init__(self, probe_images: int | None) -> None:
-        at_least(1, probe_images=probe_images)
-        self._num = probe_images
-        self._found: Probe | None = None
+    The model's first ``ResNetEncoder`` gives the feature maps. ``finish`` raises ``ResvaeError`` for a model without
+    one, and for labels of one class only, as unlabelled sets have.
+    """
 
-    def begin(self, asked: Asked) -> None:
-        if self._num is not None:
+    def __init__(self, asked: Asked) -> None:
+        super().__init__(asked)
+        if asked.probe_images is not None:
             asked.train()
 
-    def finish(self, asked: Asked, samples: Tensor) -> None:
-        if self._num is not None:
-            self._found = probe(asked.model, asked.train(self._num), asked.tested(), asked.seed)
-
-    def fields(self) -> dict[str, Any]:
-        return {"probe": self._found}
-
-    def rows(self) -> list[tuple[str, str]]:
-        return [
-            (f"linear probe, {score.representation} ({score.dimensions:,})", f"{100 * score.accuracy:.1f} %")
-            for score in (self._found.scores if self._found else ())
-        ]
-
-    def protocol(self) -> list[str]:
-        if (p := self._found) is None:
-            return []
-        return [
-            f"linear probe: logistic regression on standardised features, {p.classes} classes, trained on "
-            f"{p.train_images:,} training images, C chosen on a fifth of them, tested on {p.test_images:,} images; "
+    def finish(self, samples: Tensor) -> Found:
+        asked = self.asked
+        if asked.probe_images is None:
+            return Found({"probe": None})
+        (x, y), (test_x, test_y) = asked.train(asked.probe_images), asked.tested()
+        if (classes := len(y.unique())) < 2:
+            raise ResvaeError("probe: all training images have one label; a data set with labels is needed")
+        seen, unseen = (self._features(images) for images in (x, test_x))
+        scores, rows = [], []
+        for name, h in seen.items():
+            accuracy = linear_probe(h, y.numpy(), unseen[name], test_y.numpy(), asked.seed)
+            scores.append(ProbeScore(name, h.shape[1], accuracy))
+            rows.append((f"linear probe, {name} ({h.shape[1]:,})", f"{100 * accuracy:.1f} %"))
+        protocol = (
+            f"linear probe: logistic regression on standardised features, {classes} classes, trained on "
+            f"{len(x):,} training images, C chosen on a fifth of them, tested on {len(test_x):,} images; "
             f"in brackets the dimensions (over {LIMIT:,}: projected at random to this many)"
-        ]
+        )
+        return Found({"probe": Probe(len(x), len(test_x), classes, tuple(scores))}, rows, protocol=(protocol,))
+
+    def _features(self, images: Tensor) -> dict[str, np.ndarray]:
+        model, seed = self.asked.model, self.asked.seed
+        batches = [representations(model, part, seed) for part in images.split(BATCH)]
+        return {name: shortened(torch.cat([h[name] for h in batches]).numpy(), seed) for name in batches[0]}

@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,49 +14,34 @@ from resvae.data import ImageSets, Split
 from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.bounds import Bounds
 from resvae.evaluation.distances import GeneratedDistances
-from resvae.evaluation.measure import ALWAYS, BATCH, Asked, Measure, Picture
+from resvae.evaluation.measure import ALWAYS, BATCH, Asked, Found, Measure
 from resvae.evaluation.neighbours import NearestImages
 from resvae.evaluation.probe import LinearProbe
-from resvae.evaluation.samples import Samples, generate
 from resvae.isolation import isolated
-from resvae.models import ImageModel
+from resvae.models import ImageModel, ImageVAE
 from resvae.provenance import origin
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, and how. The figures of all measures are attributes, by their names in ``report.json``."""
+    """What was measured, and how. Every field of ``report.json`` is an attribute, such as ``report.elbo``."""
 
-    model: str
-    arguments: dict[str, Any] | None  # the constructor's, where the model knows them
-    source: str | None  # of the weights: a run, a file or a name
-    parameters: int
-    data: str | None
-    split: str | None
-    images: int
-    seed: int
-    seconds: float  # of everything in the report
-    hardware: str
-    torch: str
-    resvae: str
-    commit: str | None  # of the checkout that the package lies in
-    measures: tuple[Measure, ...]
+    about: dict[str, Any]  # the model, the images, the machine and the code, by their names in ``report.json``
+    found: tuple[Found, ...]  # what each measure found, in the order of the table
 
     def __getattr__(self, name: str) -> Any:
-        """A figure by its name: ``report.elbo``."""
-        for measure in self.__dict__.get("measures", ()):
-            if name in (found := measure.fields()):
-                return found[name]
+        if "found" in self.__dict__ and name in (fields := self.about | self.figures):
+            return fields[name]
         raise AttributeError(f"the report has no {name}")
 
+    @property
     def figures(self) -> dict[str, Any]:
-        """The fields of all measures by their names."""
-        return {name: value for measure in self.measures for name, value in measure.fields().items()}
+        """The figures of all measures by their names."""
+        return {name: value for found in self.found for name, value in found.figures.items()}
 
     def json(self) -> str:
         """All fields, indented."""
-        head = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "measures"}
-        return json.dumps(head | self.figures(), indent=2, default=asdict)
+        return json.dumps(self.about | self.figures, indent=2, default=asdict)
 
     def title(self) -> str:
         """The model and the images in a line."""
@@ -66,30 +52,60 @@ class Report:
         """Where the weights come from, in a line."""
         return f"weights: {self.source or 'given in memory'}"
 
-    def rows(self) -> list[tuple[str, str]]:
-        """What was measured, and the figure, as a person reads them."""
-        return [row for measure in self.measures for row in measure.rows()]
-
-    def headlines(self) -> list[tuple[str, str]]:
-        """The few rows that say most."""
-        return [row for measure in self.measures for row in measure.rows() if row[0].startswith(measure.headlines())]
-
-    def pictures(self) -> dict[str, Picture]:
-        """The pictures of all measures by their titles."""
-        return {title: picture for measure in self.measures for title, picture in measure.pictures().items()}
-
     def table(self) -> str:
         """A Markdown table, one row per figure."""
-        rows = [f"| {name} | {figure} |" for name, figure in self.rows()]
+        rows = [f"| {name} | {figure} |" for found in self.found for name, figure in found.rows]
         return "\n".join([f"| {self.title()} | |", "|-|-|", *rows])
 
     def protocol(self) -> str:
         """How the figures were obtained: a Markdown list."""
         arguments = ", ".join(f"{name}={value}" for name, value in (self.arguments or {}).items())
-        lines = [line for measure in self.measures for line in measure.protocol()]
+        lines = [line for found in self.found for line in found.protocol]
         commit = f" at {self.commit}" if self.commit else ""
         end = f"{self.hardware}, torch {self.torch}, resvae {self.resvae}{commit}, {self.seconds:.0f} s"
         return "\n".join(f"- {line}" for line in (self.weights(), f"{self.model}: {arguments}", *lines, end))
+
+    def page(self, path: Path) -> None:
+        """Write a picture of all pictures, two per row, each under its title."""
+        from matplotlib.figure import Figure
+
+        panels = [panel for found in self.found for panel in found.pictures.items()]
+        rows = [panels[i : i + 2] for i in range(0, len(panels), 2)]
+        heights = [4.2 if any(isinstance(picture, Tensor) for _, picture in row) else 2.6 for row in rows]
+        figure = Figure((10, sum(heights)), layout="constrained")
+        axes = figure.subplots(len(heights), 2, squeeze=False, height_ratios=heights)
+        headlines = [row for found in self.found for row in found.rows if row[0].startswith(found.headlines)]
+        figures = ", ".join(f"{name}: {text}" for name, text in headlines)
+        figure.suptitle(f"{self.title()}\n{self.weights()}\n{figures}", x=0.01, ha="left", fontsize=9)
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        for axis, (title, picture) in zip(axes.flat, panels, strict=False):
+            axis.set_title(title, fontsize=10)
+            if isinstance(picture, Tensor):
+                axis.axis("off")
+                axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+            else:
+                picture(axis)
+        figure.savefig(path, dpi=150)
+
+
+def write_report(report: Report, path: Path) -> list[Path]:
+    """Write ``path`` (all fields), and beside it the table (.md) and the page of plots (.png); returns the three."""
+    path.write_text(report.json() + "\n")
+    table, page = path.with_suffix(".md"), path.with_suffix(".png")
+    table.write_text(f"{report.table()}\n\n{report.protocol()}\n")
+    report.page(page)
+    return [path, table, page]
+
+
+def generate(vae: ImageVAE, num: int, seed: int = 0, batch_size: int = BATCH) -> Iterator[Tensor]:
+    """Batches of samples at temperature 1, uint8 ``[B, C, H, W]``: means of p(x|z), rounded to the 256 values."""
+    seeds = torch.Generator().manual_seed(seed)
+    for start in range(0, num, batch_size):
+        # One stream per batch: nothing of it is left between two batches, where the caller draws its own numbers.
+        with isolated(vae, int(torch.randint(2**62, (), generator=seeds))):
+            x = (255 * vae.sample(min(batch_size, num - start))).round().to(torch.uint8)
+        yield x
 
 
 def evaluate(
@@ -106,7 +122,7 @@ def evaluate(
     probe_images: int | None = None,
     neighbours: bool = False,
     pictures: bool = False,
-    more: Sequence[Measure] = (),
+    more: Sequence[type[Measure]] = (),
     source: str | None = None,
     track: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, what: items,
 ) -> Report:
@@ -133,23 +149,15 @@ def evaluate(
         ResvaeError: no images, a number under 1, labels that are not the classifier's, a probe or neighbours of the
             training images themselves.
     """
-    at_least(1, num=num)
+    at_least(1, num=num, num_samples=num_samples, iw_images=iw_images, probe_images=probe_images)
+    at_least(2, num_generated=num_generated)
     start = time.perf_counter()
     sets = images if isinstance(images, ImageSets) else None
     device = next(model.parameters()).device
-    asked = Asked(model, device, sets, split, num, seed, track)
-    every = (  # in the order of the table and of the page
-        Bounds(num_samples, iw_images),
-        Samples(pictures),
-        *(kind() for kind in ALWAYS),
-        GeneratedDistances(features, num_generated),
-        LinearProbe(probe_images),
-        NearestImages(neighbours, features),
-        *more,
-    )
-    measures = tuple(measure for measure in every if measure.field == model.field)
-    for measure in measures:
-        measure.begin(asked)
+    bound, generated = (num_samples, iw_images), (features, num_generated, probe_images, neighbours, pictures)
+    asked = Asked(model, device, sets, split, num, seed, track, *bound, *generated)
+    kinds = (Bounds, *ALWAYS, GeneratedDistances, LinearProbe, NearestImages, *more)  # in the table's order
+    measures = [kind(asked) for kind in kinds if kind.field == model.field]
     batches = images if sets is None else list(zip(*(part.split(BATCH) for part in asked.tested()), strict=True))
     total = 0
     with isolated(model, seed):
@@ -157,7 +165,7 @@ def evaluate(
             x, y = (batch, None) if isinstance(batch, Tensor) else (part.to(device) for part in batch)
             x = model.encoded(x.to(device))
             for measure in measures:
-                measure.update(asked, x, y)
+                measure.update(x, y)
             total += len(x)
     if not total:
         raise ResvaeError("images: there are none to evaluate on")
@@ -165,18 +173,17 @@ def evaluate(
     if wanted := max(measure.generated for measure in measures):
         made = track(generate(model, wanted, seed), "generating")  # pyright: ignore[reportArgumentType]
         samples = torch.cat([batch.cpu() for batch in made])
-    for measure in measures:
-        measure.finish(asked, samples)
-    return Report(
-        model=type(model).__name__,
-        arguments=model.arguments,
-        source=source,
-        parameters=sum(p.numel() for p in model.parameters()),
-        data=sets.name if sets else None,
-        split=split if sets else None,
-        images=total,
-        seed=seed,
-        seconds=time.perf_counter() - start,
-        measures=measures,
+    found = tuple(measure.finish(samples) for measure in measures)
+    about = {
+        "model": type(model).__name__,
+        "arguments": model.arguments,
+        "source": source,  # of the weights: a run, a file or a name
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "data": sets.name if sets else None,
+        "split": split if sets else None,
+        "images": total,
+        "seed": seed,
+        "seconds": time.perf_counter() - start,  # of everything in the report
         **origin(device),
-    )
+    }
+    return Report(about, found)

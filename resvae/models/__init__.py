@@ -3,10 +3,9 @@
 from resvae.models.base import Encoded, ImageModel, ImageVAE
 from resvae.models.classifier import ResNetClassifier
 from resvae.models.hierarchical import HierarchicalVAE
-from resvae.models.one_latent import OneLatentVAE
 from resvae.models.reference import ReferenceVAE
 from resvae.models.registry import MODELS, register
-from resvae.models.vae import VAE
+from resvae.models.vae import VAE, OneLatentVAE
 
 __all__ = [
     "MODELS",

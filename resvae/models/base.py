@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from resvae.errors import ResvaeError, at_least
-from resvae.models.images import to_unit
 from resvae.probability import ElboTerms, Likelihood, importance_bound
-from resvae.probability.likelihoods import name_of
+from resvae.probability.likelihoods import LIKELIHOODS
 
 Shape = tuple[int, int, int]
 
@@ -31,10 +30,7 @@ class ImageModel(nn.Module, ABC):
 
     @abstractmethod
     def figures(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Figures of each image by their names in the log, each ``[B]`` and differentiable where its kind is.
-
-        ``loss``, in nats, is among them. ``y [B]`` are the labels; a model that needs none ignores them.
-        """
+        """Figures ``[B]`` of each image by their names in the log, with a differentiable ``loss``; labels ``y [B]``."""
 
     @property
     @abstractmethod
@@ -57,15 +53,10 @@ class ImageModel(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Images and what a model's encoder makes of them. The model's methods take it in place of images.
+    """Images and what a model's encoder makes of them. The model's methods take it in place of images."""
 
-    Args:
-        x: float32 in [0, 1], ``[B, C, H, W]``.
-        features: what ``encode`` returned: tensors, the batch first, in lists or tuples.
-    """
-
-    x: Tensor
-    features: Any
+    x: Tensor  # float32 in [0, 1], [B, C, H, W]
+    features: Any  # what ``encode`` returned: tensors, the batch first, in lists or tuples
 
     def __len__(self) -> int:
         return len(self.x)
@@ -140,10 +131,7 @@ class ImageVAE(ImageModel):
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor | Encoded, num_samples: int = 100) -> Tensor:
-        """The importance-weighted bound log 1/k sum_i w_i on log p(x) (Burda 2016, eq. 8), nats, ``[B]``.
-
-        Memory does not grow with ``num_samples``.
-        """
+        """The importance-weighted bound on log p(x) (Burda 2016, eq. 8), nats, ``[B]``, in constant memory."""
         at_least(1, num_samples=num_samples)
         return importance_bound(self.log_weights(x, num_samples)).float()
 
@@ -153,10 +141,7 @@ class ImageVAE(ImageModel):
 
     @torch.no_grad()
     def sample(self, num: int, temperature: float | Sequence[float] = 1.0, pixel_noise: bool = False) -> Tensor:
-        """``num`` images from the prior, float32 in [0, 1], ``[num, C, H, W]``.
-
-        They are the means of p(x|z), or with ``pixel_noise`` draws from it.
-        """
+        """Means of p(x|z) for z from the prior, or draws from it with ``pixel_noise``: ``[num, C, H, W]`` in [0, 1]."""
         at_least(1, num=num)
         return self._pixels(self.prior_images(num, temperature), pixel_noise)
 
@@ -176,15 +161,7 @@ class ImageVAE(ImageModel):
 
     @torch.no_grad()
     def interpolate(self, a: Tensor | Encoded, b: Tensor | Encoded, steps: int = 8) -> Tensor:
-        """Images along the straight line between the latents of ``a`` and ``b``, both ends included.
-
-        Args:
-            a, b: images ``[B, C, H, W]``.
-            steps: images per line, at least 2; the decoder runs this many times.
-
-        Returns:
-            float32 in [0, 1], ``[B, steps, C, H, W]``.
-        """
+        """Images on the line between the latents of ``a`` and ``b``, both ends included: ``[B, steps, C, H, W]``."""
         at_least(2, steps=steps)
         (start, first), (end, last) = self.at_mean(a), self.at_mean(b)
         between = [self.decode(start.lerp(end, t)) for t in torch.linspace(0, 1, steps).tolist()[1:-1]]
@@ -197,6 +174,28 @@ class ImageVAE(ImageModel):
     @staticmethod
     def _pixels(likelihood: Distribution, noise: bool = False) -> Tensor:
         return (likelihood.sample() if noise else likelihood.mean).clamp(0, 1).float()
+
+
+def to_unit(x: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
+    """Images ``[B, C, H, W]``, uint8 in 0..255 or floats in [0, 1], as float32 in [0, 1]: all are checked here.
+
+    Raises ``ResvaeError`` for another shape or type, values outside [0, 1], and NaN.
+    """
+    if x.ndim != 4 or tuple(x.shape[1:]) != tuple(image_shape):
+        taken = ", ".join(map(str, image_shape))
+        raise ResvaeError(f"images: shape {tuple(x.shape)} does not fit this model, which takes (batch, {taken})")
+    if x.dtype == torch.uint8:
+        return x.float() / 255
+    if not x.is_floating_point():
+        raise ResvaeError(f"images: type {x.dtype} is not allowed; give uint8 in 0..255 or floats in [0, 1]")
+    # The check reads two numbers back from the device; a compiled graph cannot, and training feeds uint8 anyway.
+    if not torch.compiler.is_compiling() and x.numel():
+        low, high = x.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise ResvaeError(
+                f"images: values from {low.item():.4g} to {high.item():.4g} are not allowed; floats must lie in [0, 1]"
+            )
+    return x.float()
 
 
 def level_temperatures(temperature: float | Sequence[float], num_levels: int) -> list[float]:
@@ -217,7 +216,7 @@ def json_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if isinstance(value, type):
-            return name_of(value) or value
+            return next((name for name, known in LIKELIHOODS.items() if known is value), value)
         if is_dataclass(value):
             value = asdict(value)  # pyright: ignore[reportArgumentType]  no class, see above
         if isinstance(value, list | tuple):

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resvae.errors import ResvaeError, at_least
-from resvae.models.base import ImageModel, Shape, json_arguments
-from resvae.models.images import to_unit
+from resvae.models.base import ImageModel, Shape, json_arguments, to_unit
 from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetEncoder, cifar_blocks
 
@@ -42,11 +41,14 @@ class ResNetClassifier(ImageModel):
     ):
         super().__init__()
         at_least(1, num_classes=num_classes)
-        if encoder is None:  # a given one does not know its own arguments
-            self.arguments = json_arguments(
-                {"depth": depth, "num_classes": num_classes, "image_shape": image_shape, "block": block}
-            )
-        self.encoder = encoder or _he_encoder(depth, image_shape, block)
+        if encoder is None:
+            given = {"depth": depth, "num_classes": num_classes, "image_shape": image_shape, "block": block}
+            self.arguments = json_arguments(given)  # an encoder does not know its own arguments
+            kind, blocks = cifar_blocks(depth)
+            widths = (16, 32, 64) if kind == "basic" else (64, 128, 256)
+            block = replace(block, kind=kind)
+            encoder = ResNetEncoder(image_shape, blocks, widths, (1, 2, 2), stem_width=16, config=block)
+        self.encoder = encoder
         self.image_shape = self.encoder.image_shape
         self.num_classes = num_classes
         self.classifier = nn.Linear(self.encoder.channels[-1], num_classes)
@@ -74,16 +76,7 @@ class ResNetClassifier(ImageModel):
     def check_labels(self, y: Tensor, data: str | None) -> None:
         """Raise ``ResvaeError`` where the labels ``y [N]`` are not among the model's, or are all the same."""
         if not len(y) or y.min() < 0 or y.max() >= self.num_classes:
-            raise ResvaeError(
-                f"data: the labels of {data} are not allowed; 0 to {self.num_classes - 1}, of one image or more"
-            )
+            allowed = f"0 to {self.num_classes - 1}, of one image or more"
+            raise ResvaeError(f"data: the labels of {data} are not allowed; {allowed}")
         if len(y) > 1 and y.min() == y.max():
-            raise ResvaeError(
-                f"data: the images of {data} are not labelled, or all alike; two classes or more are needed"
-            )
-
-
-def _he_encoder(depth: int, image_shape: Shape, block: BlockConfig) -> ResNetEncoder:
-    kind, blocks = cifar_blocks(depth)
-    widths = (16, 32, 64) if kind == "basic" else (64, 128, 256)
-    return ResNetEncoder(image_shape, blocks, widths, (1, 2, 2), stem_width=16, config=replace(block, kind=kind))
+            raise ResvaeError(f"data: the images of {data} are not labelled, or all alike; two classes are needed")

@@ -14,7 +14,7 @@ from resvae.models.levels import Choose, Level, LevelsPosterior, Visit, given, j
 from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetEncoder, latent_levels, vae_blocks
 from resvae.networks.blocks import ResidualBlock
-from resvae.networks.stages import checked_shape, final_layers
+from resvae.networks.resnet import final_layers, start_small
 from resvae.probability import ElboTerms, LikelihoodChoice, make_likelihood
 
 
@@ -70,55 +70,42 @@ class HierarchicalVAE(ImageVAE):
         super().__init__()
         self.arguments = json_arguments(locals())
         at_least(1, latent_channels=latent_channels)
-        self.image_shape = checked_shape("model", image_shape)
         blocks = vae_blocks(depth, len(widths), block.kind)
         placed = latent_levels(levels, len(widths))
         self.num_levels = sum(placed)
         self.likelihood = make_likelihood(likelihood, image_shape[0])
-        self.encoder = ResNetEncoder(self.image_shape, blocks, widths, strides, config=block)
+        self.encoder = ResNetEncoder(image_shape, blocks, widths, strides, config=block)
+        self.image_shape = self.encoder.image_shape
         self.start = nn.Parameter(torch.zeros(self.encoder.out_shape))
         self.stages = nn.ModuleList()
         scale = block.scale(sum(blocks))
         for i in reversed(range(len(widths))):  # coarsest first; the last block of each stage goes up to the next
-            out = widths[max(i - 1, 0)]
             stage = nn.ModuleList()
-            num, within = blocks[i], placed[len(widths) - 1 - i]
+            width, num, within = widths[i], blocks[i], placed[len(widths) - 1 - i]
             for j in range(num):
                 for _ in range(math.ceil((j + 1) * within / num) - math.ceil(j * within / num)):
-                    stage.append(Level(widths[i], latent_channels, self.num_levels, block))
-                last = j == num - 1
-                stage.append(
-                    ResidualBlock(
-                        widths[i],
-                        out if last else widths[i],
-                        stride=strides[i] if last else 1,
-                        up=True,
-                        config=block,
-                        residual_scale=scale,
-                    )
-                )
+                    stage.append(Level(width, latent_channels, self.num_levels, block))
+                out, stride = (widths[max(i - 1, 0)], strides[i]) if j == num - 1 else (width, 1)
+                stage.append(ResidualBlock(width, out, stride=stride, up=True, config=block, residual_scale=scale))
             self.stages.append(stage)
         self.final = final_layers(widths[0], block)
         self.out = nn.Conv2d(widths[0], self.likelihood.num_features, 1)
-        # A small last layer: training starts from the likelihood's own start, whatever the depth before it.
-        nn.init.normal_(self.out.weight, std=0.1 * widths[0] ** -0.5)
-        assert self.out.bias is not None
-        nn.init.zeros_(self.out.bias)
-        # of the latents of each level, [K, h, w]
-        sizes = [(h // s, w // s) for s in self.encoder.strides[::-1] for h, w in [self.image_shape[1:]]]
-        self.latent_shapes = [
-            (latent_channels, *size) for size, num in zip(sizes, placed, strict=True) for _ in range(num)
+        start_small(self.out)
+        _, height, width = self.image_shape
+        self.latent_shapes = [  # of each level, (K, h, w)
+            (latent_channels, height // stride, width // stride)
+            for stride, num in zip(self.encoder.strides[::-1], placed, strict=True)
+            for _ in range(num)
         ]
         self.stochastic_depth = stochastic_depth
 
     @property
     def stochastic_depth(self) -> int:
-        """How many levels have latents."""
+        """How many levels have latents, spread evenly from level 0 on; set it to None for all of them."""
         return len(self.stochastic)
 
     @stochastic_depth.setter
     def stochastic_depth(self, num: int | None) -> None:
-        """Spread this many evenly, from level 0 on; None for all of them."""
         num = self.num_levels if num is None else num
         if not 1 <= num <= self.num_levels:
             raise ResvaeError(f"stochastic_depth: {num} is not allowed; 1 to the number of levels, {self.num_levels}")
@@ -127,7 +114,7 @@ class HierarchicalVAE(ImageVAE):
         self.arguments["stochastic_depth"] = None if num == self.num_levels else num
 
     def descend(
-        self, choose: Choose, x: Tensor | Encoded | None = None, num: int = 1
+        self, choose: Choose, x: Tensor | Encoded | None = None, num: int = 1, *, fit: bool = True
     ) -> tuple[Distribution, list[Visit]]:
         """Go down all levels, with ``choose`` deciding what each one's latents are: every experiment is such a move.
 
@@ -137,18 +124,29 @@ class HierarchicalVAE(ImageVAE):
             vae.descend(lambda level, prior, posterior: prior.sample(), num=64)                         # new images
             vae.descend(lambda level, prior, posterior: (prior if level == 3 else posterior).mean, x)   # a lesion
 
-        Args:
-            choose: called with each level that has latents, in order.
-            x: images ``[B, C, H, W]``, or None: no posteriors.
-            num: how many images where there is no x.
-
-        Returns:
-            p(x|z), batch shape ``[B]``, and each level's visit, in order, without the levels that have no latents.
+        ``choose`` is called with each level that has latents, in order; where there are no images x, ``num`` images are
+        made, without posteriors. ``fit``: whether in training the likelihood may fit its own statistics to x. Returns
+        p(x|z), batch shape ``[B]``, and the visits of the levels that have latents, in order.
         """
-        if x is None:
-            return self._descend(choose, None, num)
-        seen = self.encoded(x)
-        return self._descend(choose, seen.features, len(seen), seen.x)
+        seen = None if x is None else self.encoded(x)
+        h = self.start.expand(num if seen is None else len(seen), -1, -1, -1)
+        h = h.contiguous(memory_format=torch.channels_last)
+        visits: list[Visit] = []
+        level = 0
+        for i, stage in enumerate(self.stages):
+            for module in stage:  # pyright: ignore[reportGeneralTypeIssues]
+                if not isinstance(module, Level):
+                    h = module(h)
+                    continue
+                prior = module.prior(h)
+                z = prior.mean
+                if level in self.stochastic:
+                    posterior = None if seen is None else module.posterior(h, seen.features[i], prior)
+                    z = choose(level, prior, posterior)
+                    visits.append(Visit(z, prior, posterior))
+                h = h + module.project(z)
+                level += 1
+        return self.likelihood(self.out(self.final(h)), seen.x if seen is not None and fit else None), visits
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """A map per resolution, the coarsest first."""
@@ -166,35 +164,27 @@ class HierarchicalVAE(ImageVAE):
 
     def posterior(self, x: Tensor | Encoded) -> LevelsPosterior:
         """q(z|x) over the latents of all levels side by side, coarsest first: event shape ``[D]``."""
-        seen = self.encoded(x)
-        num_dims = sum(math.prod(self.latent_shapes[level]) for level in self.stochastic)
-        return LevelsPosterior(
-            lambda choose: self._descend(choose, seen.features, len(seen))[1], len(seen), num_dims, self.split
-        )
+        return LevelsPosterior(self, self.encoded(x))
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for ``z [B, D]``, the latents of all levels side by side."""
-        return self._descend(given(self.split(z)), None, len(z))[0]
+        return self.descend(given(self.split(z)), num=len(z))[0]
 
     def sample_prior(self, num: int, temperature: float | Sequence[float] = 1.0) -> Tensor:
         """``[num, D]`` from p(z), level after level, each one's standard deviation times its ``temperature``."""
-        return joined(self._from_prior(num, temperature)[1])
+        return joined(self.descend(self._tempered(temperature), num=num)[1])
 
     def prior_images(self, num: int, temperature: float | Sequence[float] = 1.0) -> Distribution:
-        """p(x|z) for ``num`` latents from the prior, which are drawn on the way down."""
-        return self._from_prior(num, temperature)[0]
+        return self.descend(self._tempered(temperature), num=num)[0]
 
     def at_mean(self, x: Tensor | Encoded) -> tuple[Tensor, Distribution]:
-        """The posterior's mean ``[B, D]``, and p(x|z) there, from one way down."""
-        seen = self.encoded(x)
-        p, visits = self._descend(mean_of, seen.features, len(seen))
+        p, visits = self.descend(mean_of, x, fit=False)
         return joined(visits), p
 
     def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
-        """log p(x, z) - log q(z|x) for one sample of z at a time, each ``[B]``; the encoder runs once."""
         seen = self.encoded(x)
         for _ in range(num_samples):
-            p, visits = self._descend(sample_of, seen.features, len(seen))
+            p, visits = self.descend(sample_of, seen, fit=False)
             weight = p.log_prob(seen.x)
             for visit in visits:
                 assert visit.posterior is not None
@@ -203,18 +193,13 @@ class HierarchicalVAE(ImageVAE):
 
     def shift(self, x: Tensor | Encoded) -> Tensor:
         """``[B, D]``: each level's posterior mean less its prior's, both given the posterior's means above."""
-        _, visits = self.descend(mean_of, x)
+        _, visits = self.descend(mean_of, x, fit=False)
         shifts = [(visit.posterior.mean - visit.prior.mean).flatten(1) for visit in visits if visit.posterior]
         return torch.cat(shifts, 1)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor | Encoded, num_levels: int | None = None) -> Tensor:
-        """Images from the posterior's means, float32 in [0, 1], ``[B, C, H, W]``.
-
-        Args:
-            x: images ``[B, C, H, W]``.
-            num_levels: how many of the coarsest levels see the image; the others take their prior's mean. Default: all.
-        """
+        """Images from the means of the posterior; after the ``num_levels`` coarsest levels, from those of the prior."""
         num_levels = self.num_levels if num_levels is None else num_levels
         if not 0 <= num_levels <= self.num_levels:
             raise ResvaeError(f"num_levels: {num_levels} is not allowed; 0 to {self.num_levels}")
@@ -222,7 +207,7 @@ class HierarchicalVAE(ImageVAE):
         def choose(level: int, prior: Normal, posterior: Normal | None) -> Tensor:
             return mean_of(level, prior, posterior if level < num_levels else prior)
 
-        return self._pixels(self.descend(choose, x)[0])
+        return self._pixels(self.descend(choose, x, fit=False)[0])
 
     def split(self, z: Tensor) -> list[Tensor]:
         """Latents ``[B, D]`` as one map ``[B, K, h, w]`` per level that has latents."""
@@ -230,32 +215,6 @@ class HierarchicalVAE(ImageVAE):
         parts = z.split([math.prod(shape) for shape in shapes], 1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _from_prior(self, num: int, temperature: float | Sequence[float]) -> tuple[Distribution, list[Visit]]:
+    def _tempered(self, temperature: float | Sequence[float]) -> Choose:
         factors = level_temperatures(temperature, self.num_levels)
-
-        def choose(level: int, prior: Normal, posterior: Normal | None) -> Tensor:
-            return prior.mean + factors[level] * (prior.sample() - prior.mean)
-
-        return self._descend(choose, None, num)
-
-    def _descend(
-        self, choose: Choose, features: list[Tensor] | None, num: int, x: Tensor | None = None
-    ) -> tuple[Distribution, list[Visit]]:
-        h = self.start.expand(num, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        visits: list[Visit] = []
-        level = 0
-        for i, stage in enumerate(self.stages):
-            for module in stage:  # pyright: ignore[reportGeneralTypeIssues]
-                if not isinstance(module, Level):
-                    h = module(h)
-                    continue
-                prior = module.prior(h)
-                if level in self.stochastic:
-                    posterior = None if features is None else module.posterior(h, features[i], prior)
-                    z = choose(level, prior, posterior)
-                    visits.append(Visit(z, prior, posterior))
-                else:
-                    z = prior.mean
-                h = h + module.project(z)
-                level += 1
-        return self.likelihood(self.out(self.final(h)), x), visits
+        return lambda level, prior, posterior: prior.mean + factors[level] * (prior.sample() - prior.mean)

@@ -1,13 +1,16 @@
 """The levels of a hierarchical VAE: a group of latents each, and who chooses them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, constraints
 from torch.types import _size
 
+from resvae.models.base import Encoded
 from resvae.networks import BlockConfig
 from resvae.networks.blocks import SECOND_MOMENT
 
@@ -17,24 +20,18 @@ Choose = Callable[[int, Normal, Normal | None], Tensor]
 
 @dataclass(frozen=True)
 class Visit:
-    """One level on the way down: its prior and posterior given the levels above, and the latents chosen there.
+    """One level on the way down: its prior and posterior given the levels above, and the latents chosen there."""
 
-    All are ``[B, K, h, w]``; the posterior is None where there is no image.
-    """
-
-    z: Tensor
+    z: Tensor  # as all: [B, K, h, w]
     prior: Normal
-    posterior: Normal | None
+    posterior: Normal | None  # None where there is no image
 
 
 class Level(nn.Module):
     """One group of latents ``z [B, K, h, w]`` on a map ``h [B, C, h, w]``: prior, posterior, and the way back to h.
 
-    Args:
-        channels: C, of the map and of the encoder's features at its resolution.
-        latent_channels: K.
-        num_levels: of the whole network, whose latents together add a variance of 1 to h at the start.
-        config: its activation.
+    C ``channels`` are those of the map and of the encoder's features at its resolution, K is ``latent_channels``. The
+    latents of all ``num_levels`` of the network together add a variance of 1 to h at the start.
     """
 
     hidden_layers = ("posterior_net", "project")
@@ -47,15 +44,12 @@ class Level(nn.Module):
         posterior = nn.Conv2d(2 * channels, 2 * latent_channels, 3, padding=1)
         self.posterior_net = nn.Sequential(config.make_activation(), posterior)
         self.project = nn.Conv2d(latent_channels, channels, 1)
-        for layer in self.prior_net[1:]:  # N(0, 1)
-            nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
-            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
         gain = 1 / SECOND_MOMENT[config.activation]
         nn.init.normal_(posterior.weight, std=0.1 * (gain / (9 * posterior.in_channels)) ** 0.5)
         nn.init.normal_(self.project.weight, std=(latent_channels * num_levels) ** -0.5)
-        for layer in (posterior, self.project):
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+        prior = self.prior_net[1]
+        for zero in (prior.weight, prior.bias, posterior.bias, self.project.bias):  # priors start as N(0, 1)
+            nn.init.zeros_(zero)  # pyright: ignore[reportArgumentType]
 
     def prior(self, h: Tensor) -> Normal:
         """p(z_l | z_<l), in float32."""
@@ -98,46 +92,32 @@ class LevelsPosterior(Distribution):
     """q(z|x) = prod_l q(z_l | z_<l, x) over ``z [B, D]``: exact samples and log-probabilities.
 
     ``mean`` is each level's conditional mean given the means above it: the posterior's own mean at level 0 alone.
-
-    Args:
-        descend: the visits of a way down with these choices, for the images that q is of.
-        num: B.
-        num_dims: D.
-        split: latents ``[B, D]`` to one map per level.
     """
 
     has_rsample = True
     support = constraints.real_vector  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    arg_constraints = {}  # noqa: RUF012  # pyright: ignore  it is made of a model, not of parameters
 
-    def __init__(
-        self,
-        descend: Callable[[Choose], list[Visit]],
-        num: int,
-        num_dims: int,
-        split: Callable[[Tensor], list[Tensor]],
-    ):
-        self._descend, self._split = descend, split
-        super().__init__(torch.Size([num]), torch.Size([num_dims]), validate_args=False)
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: it is made of a model, not of parameters."""
-        return {}
+    def __init__(self, vae: Any, seen: Encoded):
+        self._visits = lambda choose: vae.descend(choose, seen, fit=False)[1]
+        self._split = vae.split
+        num_dims = sum(math.prod(vae.latent_shapes[level]) for level in vae.stochastic)
+        super().__init__(torch.Size([len(seen)]), torch.Size([num_dims]), validate_args=False)
 
     @property
     def mean(self) -> Tensor:
         """``[B, D]``."""
-        return joined(self._descend(mean_of))
+        return joined(self._visits(mean_of))
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         """``[*sample_shape, B, D]``, differentiable; one pass per sample."""
         shape = torch.Size(sample_shape)
-        samples = [joined(self._descend(sample_of)) for _ in range(shape.numel())]
+        samples = [joined(self._visits(sample_of)) for _ in range(shape.numel())]
         return torch.stack(samples).view(*shape, *samples[0].shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log q(z|x) of ``value [B, D]``, nats, ``[B]``."""
-        visits = self._descend(given(self._split(value)))
+        visits = self._visits(given(self._split(value)))
         return torch.stack([log_prob(visit.posterior, visit.z) for visit in visits if visit.posterior]).sum(0)
 
 

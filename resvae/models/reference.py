@@ -6,8 +6,8 @@ from torch.distributions import Independent
 
 from resvae.errors import ResvaeError, at_least
 from resvae.models.base import Encoded, json_arguments
-from resvae.models.one_latent import OneLatentVAE, gaussian
 from resvae.models.registry import register
+from resvae.models.vae import OneLatentVAE, gaussian
 from resvae.networks import BlockConfig, ResidualBlock, ResNetEncoder, vae_blocks
 from resvae.probability import Bernoulli
 
@@ -15,7 +15,6 @@ WIDTHS = (256, 512, 1024, 2048)
 STRIDES = (1, 2, 2, 2)
 EPS, MOMENTUM = 1e-3, 0.01  # Keras' batch normalisation: eps .001, momentum .99
 UNIT = BlockConfig(
-    kind="bottleneck",
     order="original",
     norm="batch",
     activation="relu",
@@ -28,7 +27,7 @@ UNIT = BlockConfig(
 
 
 class ReferenceEncoder(nn.Module):
-    """No stem, no pooling: ``x [B, 3, 32, 32]`` -> mean and log-variance, each ``[B, latent_dim]``."""
+    """The article's encoder: no stem, no pooling."""
 
     def __init__(self, blocks: tuple[int, ...], latent_dim: int, intermediate_dim: int):
         super().__init__()
@@ -45,19 +44,18 @@ class ReferenceEncoder(nn.Module):
 
 
 class ReferenceDecoder(nn.Module):
-    """``z [B, latent_dim]`` -> logits ``[B, 3, 32, 32]``; it widens to 2048 channels as it up-samples."""
+    """The article's decoder, which widens to 2048 channels as it up-samples."""
 
     def __init__(self, blocks: tuple[int, ...], latent_dim: int, intermediate_dim: int):
         super().__init__()
         self.dense = nn.Linear(latent_dim, intermediate_dim)
         self.norm = nn.BatchNorm1d(intermediate_dim, EPS, MOMENTUM)
         channels = intermediate_dim // 16
-        units = []
+        self.units = nn.ModuleList()
         for width, stride, num in zip(WIDTHS, STRIDES, blocks, strict=True):
             for i in range(num):
-                units.append(ResidualBlock(channels, width, stride=stride if i == 0 else 1, up=True, config=UNIT))
+                self.units.append(ResidualBlock(channels, width, stride=stride if i == 0 else 1, up=True, config=UNIT))
                 channels = width
-        self.units = nn.ModuleList(units)
         self.out = nn.ConvTranspose2d(channels, 3, 1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -103,9 +101,7 @@ class ReferenceVAE(OneLatentVAE):
         at_least(1, latent_dim=latent_dim)
         if intermediate_dim < 16 or intermediate_dim % 16:
             raise ResvaeError(f"intermediate_dim: {intermediate_dim} is not allowed; a multiple of 16")
-        self.image_shape = (3, 32, 32)
-        self.latent_dim = latent_dim
-        self.compat = compat
+        self.image_shape, self.latent_dim, self.compat = (3, 32, 32), latent_dim, compat
         blocks = vae_blocks(depth)
         self.encoder = ReferenceEncoder(blocks, latent_dim, intermediate_dim)
         self.decoder = ReferenceDecoder(blocks, latent_dim, intermediate_dim)
@@ -135,9 +131,6 @@ class ReferenceVAE(OneLatentVAE):
         """The article's L2 on kernel and bias of both heads in ``compat``, else 0."""
         if not self.compat:
             return super().penalty()
-        mean, log_variance = self.encoder.mean, self.encoder.log_variance
-        return 0.01 * _squares(mean) + 0.1 * _squares(log_variance)
-
-
-def _squares(layer: nn.Linear) -> Tensor:
-    return layer.weight.square().sum() + layer.bias.square().sum()
+        heads = self.encoder.mean, self.encoder.log_variance
+        mean, log_variance = (head.weight.square().sum() + head.bias.square().sum() for head in heads)
+        return 0.01 * mean + 0.1 * log_variance

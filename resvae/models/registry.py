@@ -22,24 +22,15 @@ def register(cls: Registered) -> Registered:
                 super().__init__(depth, image_shape=(1, 8, 8), widths=(8, 16), strides=(1, 2))
                 self.arguments = {"depth": depth}  # what `load` gives to this constructor
 
-    Args:
-        cls: a subclass of ``ImageModel``, or of ``Likelihood``, whose name then is one of the likelihoods'.
-
-    Raises:
-        ResvaeError: another class, or a name that another class has.
+    The name of a subclass of ``Likelihood`` then is one of the likelihoods'. Raises ``ResvaeError`` for a class that is
+    neither this nor an ``ImageModel``, and for a name that another class has.
     """
-    names: dict[str, Any]
-    if issubclass(cls, ImageModel):
-        names = MODELS
-    elif issubclass(cls, Likelihood):
-        names = LIKELIHOODS
-    else:
+    if not issubclass(cls, ImageModel | Likelihood):
         raise ResvaeError(f"register: {cls.__name__} is not allowed; a subclass of ImageModel or of Likelihood")
-    there = names.setdefault(cls.__name__, cls)
-    if _place(there) != _place(cls):
-        raise ResvaeError(
-            f"register: {_place(cls)} is not allowed; {_place(there)} has the name {cls.__name__} already"
-        )
+    names: dict[str, Any] = MODELS if issubclass(cls, ImageModel) else LIKELIHOODS
+    place, there = _place(cls), _place(names.get(cls.__name__, cls))
+    if place != there:
+        raise ResvaeError(f"register: {place} is not allowed; {there} has the name {cls.__name__} already")
     names[cls.__name__] = cls  # a module that is read again, or a notebook's cell, defines its class anew
     return cls
 

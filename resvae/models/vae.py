@@ -1,18 +1,70 @@
-"""A residual VAE around one latent vector."""
+"""Residual VAEs around one latent vector."""
 
 import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent
+from torch.distributions import Distribution, Independent, Normal
+from torch.distributions.kl import kl_divergence
 
 from resvae.errors import at_least
-from resvae.models.base import Encoded, Shape, json_arguments
-from resvae.models.one_latent import OneLatentVAE, gaussian
+from resvae.models.base import Encoded, ImageVAE, Shape, json_arguments, level_temperatures
 from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetDecoder, ResNetEncoder, vae_blocks
-from resvae.networks.stages import checked_shape
-from resvae.probability import LikelihoodChoice, make_likelihood
+from resvae.probability import ElboTerms, LikelihoodChoice, make_likelihood
+
+
+class OneLatentVAE(ImageVAE):
+    """A VAE of one latent vector ``z [B, D]`` with the prior N(0, 1).
+
+    A subclass sets ``image_shape``, ``latent_dim``, ``likelihood``, ``decoder``; it defines ``encode``, ``posterior``.
+    """
+
+    latent_dim: int  # D
+    decoder: nn.Module  # z [B, D] to the likelihood's features [B, P, H, W]
+
+    @abstractmethod
+    def posterior(self, x: Tensor | Encoded) -> Independent:
+        """q(z|x), a diagonal Gaussian, event shape ``[D]``, in float32."""
+
+    def charged(self, x: Encoded, q: Independent) -> Independent:
+        """The distribution whose KL to the prior the ELBO counts: the posterior ``q`` itself."""
+        return q
+
+    def decode(self, z: Tensor) -> Distribution:
+        return self.likelihood(self.decoder(z))
+
+    def sample_prior(self, num: int, temperature: float | Sequence[float] = 1.0) -> Tensor:
+        """``[num, D]`` from N(0, temperature^2)."""
+        (factor,) = level_temperatures(temperature, 1)
+        return factor * torch.randn(num, self.latent_dim, device=next(self.parameters()).device)
+
+    def elbo(self, x: Tensor | Encoded) -> ElboTerms:
+        """The ELBO of each image with the KL in closed form; ``kl`` is ``[B, 1]``: one level."""
+        seen = self.encoded(x)
+        q = self.posterior(seen)
+        p = self.likelihood(self.decoder(q.rsample()), seen.x)
+        log_likelihood, q = p.log_prob(seen.x), self.charged(seen, q)
+        return self._terms(log_likelihood, kl_divergence(q, _standard(q.mean))[:, None], seen.x)
+
+    def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
+        seen = self.encoded(x)
+        q = self.posterior(seen)
+        prior = _standard(q.mean)
+        for _ in range(num_samples):
+            z = q.rsample()
+            yield self.decode(z).log_prob(seen.x) + prior.log_prob(z) - q.log_prob(z)
+
+
+def gaussian(mean: Tensor, scale: Tensor) -> Independent:
+    """The diagonal Gaussian of ``[B, D]``."""
+    return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+
+
+def _standard(like: Tensor) -> Independent:
+    return gaussian(torch.zeros_like(like), torch.ones_like(like))
 
 
 @register
@@ -36,9 +88,9 @@ class VAE(OneLatentVAE):
         widths: channels per stage, finest first; the decoder has them in reverse.
         strides: down-sampling at the start of each stage.
         block: what a block is made of.
-        likelihood: what ``make_likelihood`` takes: ``discretized_mixture``, ``discretized_logistic``, ``bernoulli``,
-            ``gaussian`` (batch-optimal variance), ``gaussian_learned``, ``gaussian_fixed``; a dict of such a ``name``
-            and its arguments; or a subclass of ``Likelihood``.
+        likelihood: ``discretized_mixture``, ``discretized_logistic``, ``bernoulli``, ``gaussian`` (batch-optimal
+            variance), ``gaussian_learned``, ``gaussian_fixed``; a dict of such a ``name`` and its arguments; or a
+            subclass of ``Likelihood``.
 
     Raises:
         ResvaeError: a depth that no number of blocks gives, an image size that the strides do not divide.
@@ -57,21 +109,14 @@ class VAE(OneLatentVAE):
         super().__init__()
         self.arguments = json_arguments(locals())
         at_least(1, latent_dim=latent_dim)
-        self.image_shape = checked_shape("model", image_shape)
         self.latent_dim = latent_dim
         blocks = vae_blocks(depth, len(widths), block.kind)
         self.likelihood = make_likelihood(likelihood, image_shape[0])
-        self.encoder = ResNetEncoder(self.image_shape, blocks, widths, strides, config=block)
+        self.encoder = ResNetEncoder(image_shape, blocks, widths, strides, config=block)
+        self.image_shape = self.encoder.image_shape
         self.head = nn.Linear(math.prod(self.encoder.out_shape), 2 * latent_dim)
-        self.decoder = ResNetDecoder(
-            latent_dim,
-            self.image_shape,
-            out_channels=self.likelihood.num_features,
-            blocks=blocks[::-1],
-            widths=widths[::-1],
-            strides=(1, *strides[:0:-1]),
-            config=block,
-        )
+        mirrored = blocks[::-1], widths[::-1], (1, *strides[:0:-1])
+        self.decoder = ResNetDecoder(latent_dim, self.image_shape, self.likelihood.num_features, *mirrored, block)
         # The latents speak from the first step: means of spread 1, scales e^-1. From a posterior that starts at the
         # prior, a decoder first learns to ignore its noise, and takes hundreds of updates to forget that.
         mean, log_scale = self.head.weight.chunk(2)
@@ -82,11 +127,9 @@ class VAE(OneLatentVAE):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The posterior's mean and log-scale before its clamp, each ``[B, D]``, in float32."""
-        mean, log_scale = self.head(self.encoder(2 * x - 1).flatten(1)).float().chunk(2, 1)
-        return mean, log_scale
+        return self.head(self.encoder(2 * x - 1).flatten(1)).float().chunk(2, 1)
 
     def posterior(self, x: Tensor | Encoded) -> Independent:
-        """q(z|x), a diagonal Gaussian, event shape ``[D]``, in float32."""
         mean, log_scale = self.encoded(x).features
         # A soft clamp (NVAE, Vahdat & Kautz 2020, appendix): e^-5 < scale < e^5 with a gradient everywhere.
         return gaussian(mean, (5 * torch.tanh(log_scale / 5)).exp())

@@ -1,11 +1,9 @@
 """Residual networks, built on torch alone."""
 
 from resvae.networks.blocks import BlockConfig, ResidualBlock
-from resvae.networks.decoder import ResNetDecoder
 from resvae.networks.depth import cifar_blocks, imagenet_blocks, latent_levels, vae_blocks
-from resvae.networks.encoder import ResNetEncoder
-from resvae.networks.recurrent import ResidualGRUCell
-from resvae.networks.residual import Highway, Residual, ShortcutGate, gate_bias
+from resvae.networks.residual import Highway, Residual, ResidualGRUCell, ShortcutGate, gate_bias
+from resvae.networks.resnet import ResNetDecoder, ResNetEncoder
 
 __all__ = [
     "BlockConfig",

@@ -74,7 +74,7 @@ class BlockConfig:
         return nn.Identity()
 
     def make_activation(self) -> nn.Module:
-        """Return a new activation."""
+        """A new activation."""
         return ACTIVATIONS[self.activation]()
 
     def scale(self, num_blocks: int) -> float:
@@ -101,19 +101,9 @@ class ResidualBlock(nn.Module):
                      +-> shortcut ------------------^
 
     With ``up`` the result is ``[B, C, H*stride, W*stride]``. In pre-activation orders, ``before`` holds the first
-    normalisation and activation in blocks with a projection and in the block after the stem (He 2016, appendix).
-    In all other blocks it is empty. A plain network (``merge="none"``) has no shortcut.
-
-    Args:
-        in_channels, channels: the numbers of channels of x and of y.
-        stride: the factor by which the resolution shrinks, or grows with ``up``.
-        up: whether the block up-samples.
-        config: the choices that define the block.
-        residual_scale: factor on the initial weights of the last layer of the branch.
-        first: whether the block directly follows the stem.
-
-    Attributes:
-        in_channels, channels, stride, up: as given. plain: whether the block has no shortcut.
+    normalisation and activation in blocks with a projection and in the ``first`` block, which follows the stem (He
+    2016, appendix). In all other blocks it is empty. A ``plain`` block (``merge="none"``) has no shortcut. The initial
+    weights of the branch's last layer are multiplied by ``residual_scale``.
     """
 
     hidden_layers = ("branch", "shortcut")  # whose convolutions lie between a stem and the heads
@@ -132,17 +122,25 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.in_channels, self.channels, self.stride, self.up = in_channels, channels, stride, up
         self.plain = plain = config.merge == "none"
-        changes = in_channels != channels or stride != 1
-        projects = config.shortcut == "projection_everywhere" or (config.shortcut == "projection" and changes)
+        changes = not plain and (in_channels != channels or stride != 1)
+        projects = config.shortcut == "projection" and changes
+        projects = projects or (config.shortcut == "projection_everywhere" and not plain)
         layers = _branch(in_channels, channels, stride, up, config)
         # the number of layers before the first convolution: normalisation and activation, or the activation alone
         leading = {"full_pre": 2, "relu_only_pre": 1}.get(config.order, 0)
-        shared = leading if not plain and (first or projects) else 0
+        shared = leading if projects or (first and not plain) else 0
         self.before = nn.Sequential(*layers[:shared])
         self.branch = nn.Sequential(*layers[shared:])
-        self.shortcut = nn.Identity() if plain else _shortcut(in_channels, channels, stride, up, config, projects)
+        self.shortcut = ZeroPad(in_channels, channels, stride, up) if changes else nn.Identity()
+        if projects:
+            norm = nn.Identity() if config.pre_activation else config.make_norm(channels)
+            self.shortcut = nn.Sequential(_convolution(in_channels, channels, 1, stride, up, config), norm)
         self.merge = make_merge(config.merge, channels, config.gate_bias)
-        self.after = _after(channels, config)
+        self.after = nn.Identity()
+        if config.order == "original":
+            self.after = config.make_activation()
+        elif config.order == "norm_after_add":
+            self.after = nn.Sequential(config.make_norm(channels), config.make_activation())
         gain = 1 / SECOND_MOMENT[config.activation]  # a convolution keeps the size of an activation's output
         _initialise(self.branch, gain, 1.0 if plain else residual_scale)
         _initialise(self.shortcut, gain)
@@ -171,13 +169,11 @@ class ZeroPad(nn.Module):
 
 def _branch(in_channels: int, channels: int, stride: int, up: bool, config: BlockConfig) -> list[nn.Module]:
     """The convolutions of a branch, with normalisation and activation in the order of ``config``."""
-    inner = max(1, round(channels * config.ratio)) if config.kind == "bottleneck" else channels
+    shapes, strided = [(in_channels, channels, 3), (channels, channels, 3)], 0
     if config.kind == "bottleneck":
+        inner = max(1, round(channels * config.ratio))
         shapes = [(in_channels, inner, 1), (inner, inner, 3), (inner, channels, 1)]
         strided = 1 if config.stride_on == "spatial" else 0
-    else:
-        shapes = [(in_channels, channels, 3), (channels, channels, 3)]
-        strided = 0
     layers: list[nn.Module] = []
     for i, (a, b, kernel) in enumerate(shapes):
         conv = _convolution(a, b, kernel, stride if i == strided else 1, up, config)
@@ -186,30 +182,10 @@ def _branch(in_channels: int, channels: int, stride: int, up: bool, config: Bloc
             layers += [config.make_norm(a), config.make_activation(), conv]
         elif config.order == "relu_only_pre":
             layers += [config.make_activation(), conv, config.make_norm(b)]
-        elif last and config.order == "original":
-            layers += [conv, config.make_norm(b)]
-        elif last and config.order == "norm_after_add":
-            layers += [conv]
-        else:
-            layers += [conv, config.make_norm(b), config.make_activation()]
+        else:  # the last layers of two orders come after the merge
+            after = {"original": 1, "norm_after_add": 2}.get(config.order, 0) if last else 0
+            layers += [conv, config.make_norm(b), config.make_activation()][: 3 - after]
     return layers
-
-
-def _after(channels: int, config: BlockConfig) -> nn.Module:
-    if config.order == "original":
-        return config.make_activation()
-    if config.order == "norm_after_add":
-        return nn.Sequential(config.make_norm(channels), config.make_activation())
-    return nn.Identity()
-
-
-def _shortcut(in_channels: int, channels: int, stride: int, up: bool, config: BlockConfig, projects: bool) -> nn.Module:
-    if projects:
-        norm = nn.Identity() if config.pre_activation else config.make_norm(channels)
-        return nn.Sequential(_convolution(in_channels, channels, 1, stride, up, config), norm)
-    if in_channels != channels or stride != 1:
-        return ZeroPad(in_channels, channels, stride, up)
-    return nn.Identity()
 
 
 def _convolution(a: int, b: int, kernel: int, stride: int, up: bool, config: BlockConfig) -> nn.Module:

@@ -23,13 +23,8 @@ def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bot
     With B blocks, depth = 2 c B + 4, where a block has c = 3 (bottleneck) or 2 (basic) convolutions on the main path.
     28, 40, 70 and 100 give the article's 4, 6, 11 and 16 blocks; 202 and 304 give He's (3, 4, 23, 3) and (3, 8, 36, 3).
 
-    Args:
-        depth: weighted layers of encoder and decoder on the main path, without shortcuts; or the blocks per stage.
-        num_stages: the number of resolutions.
-        kind: ``bottleneck`` or ``basic``.
-
-    Raises:
-        ResvaeError: no number of blocks gives this depth; the message names the two nearest depths that work.
+    Shortcuts do not count. ``depth`` can be the blocks per stage, too. Where no number of blocks gives a depth, the
+    ``ResvaeError`` names the two nearest that work.
     """
     at_least(1, num_stages=num_stages)
     if kind not in CONVOLUTIONS:
@@ -39,16 +34,13 @@ def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bot
     per_block = 2 * CONVOLUTIONS[kind]
     least = per_block * num_stages + OTHER_LAYERS
     num, rest = divmod(depth - OTHER_LAYERS, per_block)
-    if depth < least:
-        hint = ("basic blocks or " if kind == "bottleneck" else "") + "fewer stages allow smaller depths"
+    if depth < least or rest:
+        below, hint = max(depth - rest, least), ""
+        if depth < least:
+            hint = f" ({'basic blocks or ' if kind == 'bottleneck' else ''}fewer stages allow smaller depths)"
         raise ResvaeError(
             f"depth: {depth} is not allowed with {num_stages} stages of {kind} blocks; "
-            f"the nearest are {least} and {least + per_block} ({hint})"
-        )
-    if rest:
-        raise ResvaeError(
-            f"depth: {depth} is not allowed with {num_stages} stages of {kind} blocks; "
-            f"the nearest are {depth - rest} and {depth - rest + per_block}"
+            f"the nearest are {below} and {below + per_block}{hint}"
         )
     if num_stages == 4:
         return TABLED.get(num) or _share(num, PROPORTIONS)
@@ -58,13 +50,9 @@ def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bot
 def latent_levels(levels: int | Sequence[int], num_stages: int = 4) -> tuple[int, ...]:
     """Levels of latents per stage of a hierarchical VAE's decoder, coarsest first.
 
-    Args:
-        levels: the total, shared out evenly: fewer levels than stages go to the coarsest stages, one each; a remainder
-            goes to the finest stages. Or the levels per stage, where 0 is allowed.
-        num_stages: the number of resolutions.
-
-    Raises:
-        ResvaeError: there is no level, or there is not one number per stage.
+    A total is shared out evenly: fewer levels than stages go to the coarsest stages, one each; a remainder goes to the
+    finest stages. ``levels`` can be the levels per stage, too, where 0 is allowed. No level at all, or not one number
+    per stage, raises ``ResvaeError``.
     """
     if isinstance(levels, int):
         at_least(1, levels=levels)
@@ -83,19 +71,16 @@ def latent_levels(levels: int | Sequence[int], num_stages: int = 4) -> tuple[int
 def cifar_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
     """Kind and blocks per stage of He's CIFAR networks: 6n+2 with basic, 9n+2 with bottleneck blocks (164, 1001).
 
-    Where both fit (20, 38, 56, 110 ...), blocks are basic below depth 164, as published. A tuple gives the basic blocks
-    per stage.
+    Where both fit (20, 38, 56, 110 ...), blocks are basic below depth 164, as published. A tuple is the basic blocks.
     """
     if not isinstance(depth, int):
         return "basic", _checked(depth, 3)
-    basic, bottleneck = _is_basic(depth), _is_bottleneck(depth)
-    if basic and not (bottleneck and depth >= 164):
-        return "basic", (depth // 6,) * 3
-    if bottleneck:
-        return "bottleneck", (depth // 9,) * 3
-    around = range(depth - 6, depth + 7) if depth > 14 else range(8, 21)
-    allowed = [d for d in around if _is_basic(d) or _is_bottleneck(d)]
-    raise ResvaeError(f"depth: {depth} is neither 6n+2 nor 9n+2; the nearest are {_nearest(depth, allowed)}")
+    kind = _cifar_kind(depth)
+    if kind is None:
+        around = range(depth - 6, depth + 7) if depth > 14 else range(8, 21)
+        allowed = [d for d in around if _cifar_kind(d)]
+        raise ResvaeError(f"depth: {depth} is neither 6n+2 nor 9n+2; the nearest are {_nearest(depth, allowed)}")
+    return kind, (depth // (6 if kind == "basic" else 9),) * 3
 
 
 def imagenet_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
@@ -103,19 +88,16 @@ def imagenet_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
     if not isinstance(depth, int):
         return "bottleneck", _checked(depth, 4)
     if depth not in IMAGENET:
-        raise ResvaeError(
-            f"depth: {depth} is not an ImageNet depth (18, 34, 50, 101, 152); "
-            f"the nearest are {_nearest(depth, sorted(IMAGENET))}"
-        )
+        allowed, nearest = ", ".join(map(str, IMAGENET)), _nearest(depth, sorted(IMAGENET))
+        raise ResvaeError(f"depth: {depth} is not an ImageNet depth ({allowed}); the nearest are {nearest}")
     return IMAGENET[depth]
 
 
-def _is_basic(depth: int) -> bool:
-    return depth >= 8 and depth % 6 == 2
-
-
-def _is_bottleneck(depth: int) -> bool:
-    return depth >= 11 and depth % 9 == 2
+def _cifar_kind(depth: int) -> str | None:
+    basic, bottleneck = depth >= 8 and depth % 6 == 2, depth >= 11 and depth % 9 == 2
+    if bottleneck and (depth >= 164 or not basic):
+        return "bottleneck"
+    return "basic" if basic else None
 
 
 def _share(num: int, proportions: Sequence[int]) -> tuple[int, ...]:

@@ -8,19 +8,14 @@ from torch import Tensor, nn
 
 from resvae.errors import ResvaeError
 from resvae.networks.blocks import ResidualBlock, ZeroPad
-from resvae.networks.residual import Sum
+from resvae.networks.residual import MERGES
 
 Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One residual block and its place in the model.
-
-    Args:
-        name: the name of the module, such as ``encoder.stages.0.2``.
-        block: the module.
-    """
+    """One residual block and its name in the model, such as ``encoder.stages.0.2``."""
 
     name: str
     block: ResidualBlock
@@ -36,11 +31,7 @@ class Unit:
         return self.block.stride != 1 or self.block.in_channels != self.block.channels
 
     def carried(self, x: Tensor) -> Tensor:
-        """The block without its branch: what the shortcut passes on.
-
-        A plain block (``merge="none"``) has no shortcut. For it the result is x, strided and zero-padded where the
-        shape changes (He's option A).
-        """
+        """The block without its branch: what the shortcut passes on; a plain block's would be He's option A."""
         block = self.block
         if block.plain:
             return ZeroPad(block.in_channels, block.channels, block.stride, block.up)(x)
@@ -60,36 +51,23 @@ class Unit:
 
 
 def units(model: nn.Module, within: str = "") -> list[Unit]:
-    """The residual blocks of a model, in the order in which the data pass through them.
-
-    Args:
-        model: any module that contains ``ResidualBlock``s.
-        within: the name of a part, such as ``encoder`` or ``decoder``; default: the whole model.
-
-    Raises:
-        ResvaeError: there is no such block.
-    """
+    """The residual blocks of a model, or of its part ``within``, in the data's order; ``ResvaeError`` without any."""
     found = [
         Unit(name, module)
         for name, module in model.named_modules()
         if isinstance(module, ResidualBlock) and f"{name}.".startswith(f"{within}." if within else "")
     ]
     if not found:
-        raise ResvaeError(
-            f"model: a {type(model).__name__} has no residual block" + (f" in {within}" if within else "")
-        )
+        place = f" in {within}" if within else ""
+        raise ResvaeError(f"model: a {type(model).__name__} has no residual block{place}")
     return found
 
 
 def summed(model: nn.Module, within: str = "") -> list[Unit]:
-    """The same as ``units``, for models whose blocks are all merged by sum.
-
-    Raises:
-        ResvaeError: there is no such block, or one of them has another merge.
-    """
+    """The same as ``units``; ``ResvaeError`` where a block is not merged by sum."""
     found = units(model, within)
     for unit in found:
-        if not isinstance(unit.block.merge, Sum):
+        if unit.block.merge is not MERGES["sum"]:
             merge = getattr(unit.block.merge, "__name__", type(unit.block.merge).__name__)
             raise ResvaeError(f"model: the units must be merged by sum; {unit.name} is merged by {merge}")
     return found

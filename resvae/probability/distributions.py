@@ -23,10 +23,11 @@ HALF = 127.5  # levels in one unit of [-1, 1]
 class DiscretizedLogistic(Distribution):
     """A logistic, rounded to the nearest k/255 and clamped to [0, 1]; elementwise, of the parameters' shape.
 
-    Args:
-        loc: centre on the scale [-1, 1].
-        log_scale: log of the logistic's scale, on the same scale; clamped to [-7, 7].
+    Its centre ``loc`` and its scale are on [-1, 1]; ``log_scale`` is clamped to [-7, 7].
     """
+
+    arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}  # noqa: RUF012  # pyright: ignore
+    support = constraints.unit_interval  # pyright: ignore
 
     def __init__(self, loc: Tensor, log_scale: Tensor, validate_args: bool | None = None):
         self.loc, self.log_scale = torch.broadcast_tensors(loc, log_scale.clamp(*LOG_SCALE_RANGE))
@@ -49,73 +50,47 @@ class DiscretizedLogistic(Distribution):
         """Mean in [0, 1], within half a grey level (where the scale is under a grey level; else much closer)."""
         return _mean_level(self.loc, self.log_scale) / 255
 
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Every parameter is a real number."""
-        return dict.fromkeys(("loc", "log_scale"), constraints.real)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Values in [0, 1]."""
-        return constraints.unit_interval
-
 
 class DiscretizedLogisticMixture(Distribution):
-    """A mixture of K discretised logistics a pixel, its channels autoregressive within each component.
+    """A mixture of K discretised logistics per pixel, its channels autoregressive within each component.
 
     In component k channel c is centred at ``loc_c + sum_{j<c} coefficient_cj x_j``, x on [-1, 1] (ibid. eq. 3).
-    Batch shape ``[B]``, event shape ``[C, H, W]``.
-
-    Args:
-        logits: of the components, ``[B, K, H, W]``.
-        loc: centres on the scale [-1, 1], ``[B, K, C, H, W]``.
-        log_scale: ``[B, K, C, H, W]``, clamped to [-7, 7].
-        coefficients: ``[B, K, C (C - 1) / 2, H, W]``, in the order (1, 0), (2, 0), (2, 1), ...
-
-    Raises:
-        ResvaeError: shapes that do not belong together.
+    Batch shape ``[B]``, event shape ``[C, H, W]``. The components' ``logits`` are ``[B, K, H, W]``; ``loc``, on
+    [-1, 1], and ``log_scale``, clamped to [-7, 7], are ``[B, K, C, H, W]``; the ``coefficients``, in the order (1, 0),
+    (2, 0), (2, 1), ..., are ``[B, K, C (C - 1) / 2, H, W]``. Other shapes raise ``ResvaeError``.
     """
 
+    arg_constraints = dict.fromkeys(("logits", "loc", "log_scale", "coefficients"), constraints.real)  # pyright: ignore
+    support = constraints.independent(constraints.unit_interval, 3)  # pyright: ignore
+
     def __init__(
-        self,
-        logits: Tensor,
-        loc: Tensor,
-        log_scale: Tensor,
-        coefficients: Tensor,
-        validate_args: bool | None = None,
+        self, logits: Tensor, loc: Tensor, log_scale: Tensor, coefficients: Tensor, validate_args: bool | None = None
     ):
         batch, k, c, h, w = loc.shape
         expected = ((batch, k, h, w), (batch, k, c, h, w), (batch, k, c * (c - 1) // 2, h, w))
         actual = (tuple(logits.shape), tuple(log_scale.shape), tuple(coefficients.shape))
         if actual != expected:
             raise ResvaeError(f"logits, log_scale, coefficients: shapes {actual} do not fit loc; {expected} do")
-        self.logits = logits
-        self.loc = loc
+        self.logits, self.loc, self.coefficients = logits, loc, coefficients
         self.log_scale = log_scale.clamp(*LOG_SCALE_RANGE)
-        self.coefficients = coefficients
         super().__init__(loc.shape[:1], loc.shape[2:], validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of images ``[..., B, C, H, W]``, nats, ``[..., B]``."""
         if self._validate_args:
             self._validate_sample(value)
-        return self.log_prob_pixels(value).sum((-2, -1))
-
-    def log_prob_pixels(self, value: Tensor) -> Tensor:
-        """The same for each pixel, its channels together, ``[..., B, H, W]``."""
         level = _level(value).unsqueeze(-4)  # B 1 C H W
         x = (level / HALF - 1).unbind(-3)
         loc = [_centre(self.loc, self.coefficients, c, x) for c in range(len(x))]
         loc = torch.stack(torch.broadcast_tensors(*loc), -3)  # B K C H W
         joint = self.logits.log_softmax(-3) + _log_mass(level, loc, self.log_scale).sum(-3)  # B K H W
-        return joint.logsumexp(-3)
+        return joint.logsumexp(-3).sum((-2, -1))
 
     @torch.no_grad()
     def sample(self, sample_shape: _size = ()) -> Tensor:
         """Exact samples on the grid k/255, ``[*sample_shape, B, C, H, W]``."""
-        component = Categorical(logits=self.logits.movedim(-3, -1), validate_args=False).sample(
-            torch.Size(sample_shape)
-        )
+        components = Categorical(logits=self.logits.movedim(-3, -1), validate_args=False)
+        component = components.sample(torch.Size(sample_shape))
 
         def chosen(parameter: Tensor) -> Tensor:  # B K D H W -> ... B 1 D H W
             parameter = parameter.expand(*sample_shape, *parameter.shape)
@@ -138,16 +113,6 @@ class DiscretizedLogisticMixture(Distribution):
             x.append(_mean_level(centre, self.log_scale[..., c, :, :]) / HALF - 1)
         weights = self.logits.softmax(-3)
         return (torch.stack([(weights * x_c).sum(-3) for x_c in x], -3) + 1) / 2
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Every parameter is a real number."""
-        return dict.fromkeys(("logits", "loc", "log_scale", "coefficients"), constraints.real)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Values in [0, 1]."""
-        return constraints.independent(constraints.unit_interval, 3)
 
 
 def _centre(loc: Tensor, coefficients: Tensor, c: int, x: Sequence[Tensor]) -> Tensor:

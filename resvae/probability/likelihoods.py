@@ -28,6 +28,10 @@ class Likelihood(nn.Module, ABC):
     num_features: int  # the channels that it reads
     discrete: bool = False  # whether it is a probability of the 256 values of a pixel
 
+    def __init__(self, channels: int = 1):
+        super().__init__()
+        at_least(1, channels=channels)
+
     @abstractmethod
     def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
         """p(x|z) on [0, 1], batch shape ``[B]``, event shape ``[C, H, W]``, in float32 whatever the features are.
@@ -44,8 +48,7 @@ class Bernoulli(Likelihood):
     """Cross-entropy of real-valued targets in [0, 1], nats: neither a density nor a probability of the 256 values."""
 
     def __init__(self, channels: int):
-        super().__init__()
-        at_least(1, channels=channels)
+        super().__init__(channels)
         self.num_features = channels
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
@@ -60,46 +63,38 @@ class Bernoulli(Likelihood):
 
 
 class Gaussian(Likelihood):
-    """A Gaussian density on [0, 1].
+    """A Gaussian density on [0, 1]; its variance is ``learned`` per pixel, a fixed number, or ``optimal``, one for all.
 
-    Args:
-        channels: C.
-        variance: ``learned``: one per pixel, from the features; a number: fixed; ``optimal``: one for all, the batch's
-            own mean squared error (sigma-VAE, Rybkin et al. 2021, eq. 6) in training, where ``forward`` is given x.
-            Without x and in evaluation it is the running average of that, so that no image depends on its batch.
+    ``optimal`` is the batch's own mean squared error (sigma-VAE, Rybkin et al. 2021, eq. 6) in training, where x is
+    given. Without x and in evaluation it is the running average of that, so that no image depends on its batch.
     """
 
     variance: Tensor
     num_batches: Tensor
 
     def __init__(self, channels: int, variance: Literal["learned", "optimal"] | float = "optimal"):
-        super().__init__()
-        if isinstance(variance, str):
-            if variance not in ("learned", "optimal"):
-                raise ResvaeError(f"variance: {variance!r} is not allowed; learned, optimal or a number")
-        elif not 0 < variance < math.inf:
-            raise ResvaeError(f"variance: {variance} is not allowed; more than 0")
+        super().__init__(channels)
         self.learned, self.optimal = variance == "learned", variance == "optimal"
-        at_least(1, channels=channels)
+        if isinstance(variance, str) and not self.learned and not self.optimal:
+            raise ResvaeError(f"variance: {variance!r} is not allowed; learned, optimal or a number")
+        if not isinstance(variance, str) and not 0 < variance < math.inf:
+            raise ResvaeError(f"variance: {variance} is not allowed; more than 0")
         self.num_features = channels * (2 if self.learned else 1)
-        if not isinstance(variance, str) or self.optimal:
-            self.register_buffer("variance", torch.tensor(1.0 if isinstance(variance, str) else float(variance)))
+        if not self.learned:
+            self.register_buffer("variance", torch.tensor(1.0 if self.optimal else float(variance)))
         if self.optimal:
             self.register_buffer("num_batches", torch.tensor(0.0))
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
         """Features are the mean on [-1, 1] and, for a learned variance, the standard deviation before a softplus."""
-        features = _checked(features, self.num_features)
+        features, *raw = _checked(features, self.num_features).chunk(2 if self.learned else 1, 1)
+        mean = (features + 1) / 2
         if self.learned:
-            features, raw = features.chunk(2, 1)
-            scale = math.sqrt(MIN_VARIANCE) + 0.25 * F.softplus(raw, beta=math.log(2))  # .25 at 0
-            mean = (features + 1) / 2
+            scale = math.sqrt(MIN_VARIANCE) + 0.25 * F.softplus(raw[0], beta=math.log(2))  # .25 at 0
+        elif self.optimal and self.training and x is not None:
+            scale = self._fit(mean, x).sqrt()
         else:
-            mean = (features + 1) / 2
-            if self.optimal and self.training and x is not None:
-                scale = self._fit(mean, x).sqrt()
-            else:
-                scale = self.variance.sqrt()
+            scale = self.variance.sqrt()
         return Independent(distributions.Normal(mean, scale, validate_args=False), 3, validate_args=False)
 
     @torch.no_grad()  # at its optimum the variance's own gradient is 0
@@ -118,8 +113,7 @@ class Logistic(Likelihood):
     discrete = True
 
     def __init__(self, channels: int):
-        super().__init__()
-        at_least(1, channels=channels)
+        super().__init__(channels)
         self.num_features = 2 * channels
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
@@ -131,23 +125,18 @@ class Logistic(Likelihood):
 class LogisticMixture(Likelihood):
     """A mixture of discretised logistics per pixel, channels autoregressive in each component (PixelCNN++).
 
-    Features per pixel: K logits, K C centres, K C log-scales, K C (C - 1) / 2 coefficients before a tanh; at 0 the
-    centres are spread evenly over [-1, 1] and the log-scales are -2.
-
-    Args:
-        channels: C, any number.
-        num_mixtures: K.
+    Features per pixel, with C channels and K mixtures: K logits, K C centres, K C log-scales, K C (C - 1) / 2
+    coefficients before a tanh; at 0 the centres are spread evenly over [-1, 1] and the log-scales are -2.
     """
 
     discrete = True
     spread: Tensor
 
     def __init__(self, channels: int, num_mixtures: int = 10):
-        super().__init__()
-        at_least(1, channels=channels, num_mixtures=num_mixtures)
+        super().__init__(channels)
+        at_least(1, num_mixtures=num_mixtures)
         k = num_mixtures
-        pairs = channels * (channels - 1) // 2
-        self.sizes = (k, k * channels, k * channels, k * pairs)
+        self.sizes = (k, k * channels, k * channels, k * channels * (channels - 1) // 2)
         self.num_features = sum(self.sizes)
         spread = torch.linspace(-1, 1, k) if k > 1 else torch.zeros(1)
         self.register_buffer("spread", spread[:, None, None, None], persistent=False)
@@ -177,22 +166,16 @@ LikelihoodChoice = type[Likelihood] | dict[str, Any] | str
 def make_likelihood(likelihood: LikelihoodChoice, channels: int) -> Likelihood:
     """The likelihood of images of ``channels`` channels that a name, a dict or a class stands for.
 
-    Args:
-        likelihood: ``discretized_mixture``, ``discretized_logistic``, ``bernoulli``, ``gaussian`` (batch-optimal
-            variance), ``gaussian_learned``, ``gaussian_fixed`` (variance 1) or the name of a registered class; a dict
-            of such a ``name`` and arguments: ``{"name": "discretized_mixture", "num_mixtures": 5}``; or a class.
-
-    Raises:
-        ResvaeError: another name or class, arguments that it does not take, or fewer than one channel.
+    A name is one of ``LIKELIHOODS``, ``gaussian`` with a batch-optimal variance, or that of a registered class. A dict
+    has such a ``name``, and arguments: ``{"name": "discretized_mixture", "num_mixtures": 5}``. All else, arguments that
+    it does not take, and fewer than one channel raise ``ResvaeError``.
     """
     if isinstance(likelihood, type):
         if not issubclass(likelihood, Likelihood):
             raise ResvaeError(f"likelihood: {likelihood.__name__} is not allowed; a subclass of Likelihood")
         return likelihood(channels)
-    name, given = likelihood, {}
-    if isinstance(likelihood, dict):
-        given = {key: value for key, value in likelihood.items() if key != "name"}
-        name = likelihood.get("name")
+    given = dict(likelihood) if isinstance(likelihood, dict) else {"name": likelihood}
+    name = given.pop("name", None)
     if not isinstance(name, str) or name not in LIKELIHOODS:
         raise ResvaeError(f"likelihood: {name!r} is not allowed; {', '.join(LIKELIHOODS)} or a subclass of Likelihood")
     taken = list(inspect.signature(LIKELIHOODS[name]).parameters)[1:]
@@ -204,11 +187,6 @@ def make_likelihood(likelihood: LikelihoodChoice, channels: int) -> Likelihood:
         return LIKELIHOODS[name](channels, **given)
     except TypeError as error:
         raise ResvaeError(f"likelihood: {likelihood} is not allowed ({one_line(error)})") from error
-
-
-def name_of(likelihood: type) -> str | None:
-    """The name by which a registered class is known."""
-    return next((name for name, known in LIKELIHOODS.items() if known is likelihood), None)
 
 
 def _checked(features: Tensor, num_features: int) -> Tensor:

@@ -1,32 +1,26 @@
 """The evidence lower bound: its terms, how training weighs them, and its importance-weighted refinement."""
 
+import itertools
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 
 
 @dataclass(frozen=True)
 class ElboTerms:
-    """The terms of log p(x) >= log p(x|z) - KL(q(z|x) || p(z)) for each image, in nats.
+    """The terms of log p(x) >= log p(x|z) - KL(q(z|x) || p(z)) for each image, in nats."""
 
-    Args:
-        log_likelihood: log p(x|z), ``[B]``.
-        kl: one column per level of latents, level 0 the coarsest, ``[B, L]``.
-        num_dims: C H W.
-        discrete: whether log p(x|z) is the log-probability of one of the 256 values per dimension.
-        floor: the least that -log p(x|z) can be, ``[B]``, where there is such a number.
-    """
-
-    log_likelihood: Tensor
-    kl: Tensor
-    num_dims: int
-    discrete: bool
-    floor: Tensor | None = None
+    log_likelihood: Tensor  # log p(x|z), [B]
+    kl: Tensor  # one column per level of latents, level 0 the coarsest, [B, L]
+    num_dims: int  # C H W
+    discrete: bool  # whether log p(x|z) is the log-probability of one of the 256 values per dimension
+    floor: Tensor | None = None  # the least that -log p(x|z) can be, [B], where there is such a number
 
     @property
     def elbo(self) -> Tensor:
@@ -62,8 +56,7 @@ class KlSchedule:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise ResvaeError(f"kl.warmup_steps: {self.warmup_steps} is not allowed; 0 or more")
+        at_least(0, **{"kl.warmup_steps": self.warmup_steps})
         for name, value in (("start", self.start), ("end", self.end)):
             if not 0 <= value < math.inf:
                 raise ResvaeError(f"kl.{name}: {value} is not allowed; 0 or more")
@@ -92,18 +85,13 @@ def running_bound(log_weights: Iterable[Tensor]) -> Iterator[Tensor]:
 
     One log-weight is kept at a time. In float32 the thousandth sample of a bound of -30,000 nats would be lost.
     """
-    total = None
-    for k, log_weight in enumerate(log_weights, 1):
-        weight = log_weight.double()
-        total = weight if total is None else torch.logaddexp(total, weight)
-        yield total - math.log(k)
+    sums = itertools.accumulate((weight.double() for weight in log_weights), torch.logaddexp)
+    return (total - math.log(k) for k, total in enumerate(sums, 1))
 
 
 def importance_bound(log_weights: Iterable[Tensor]) -> Tensor:
     """The last of ``running_bound``: that of all the log-weights, ``[B]``, float64."""
-    bound = None
-    for bound in running_bound(log_weights):  # noqa: B007  the last counts
-        pass
-    if bound is None:
+    last = deque(running_bound(log_weights), 1)
+    if not last:
         raise ResvaeError("log_weights: none given; at least 1 is needed")
-    return bound
+    return last.pop()

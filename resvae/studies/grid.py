@@ -60,7 +60,7 @@ class Grid:
     workers: Workers
 
     def train(self, table: Callable[[], str], stem: str) -> str:
-        """Train what has not ended yet; print the table and what was written.
+        """Train what has not ended yet; print the table and what was written, and return the table in Markdown.
 
         Each run's configuration is written into its folder before it starts. A run that was stopped resumes from its
         last checkpoint; one that fails does not stop the others.
@@ -68,9 +68,6 @@ class Grid:
         Args:
             table: writes what the folder's runs have found, and returns it as Markdown; called after every run.
             stem: how the names of the files that ``table`` writes begin.
-
-        Returns:
-            The table in Markdown.
 
         Raises:
             ResvaeError: runs in the folder were trained otherwise, another process trains there, or a run failed.
@@ -119,16 +116,13 @@ def parse_grid(
     config: str | None = None,
     seeds: str | None = None,
 ) -> tuple[Configuration, Namespace] | None:
-    """Parse the command line of a grid: its own options, and all those of ``resvae fit`` for the base configuration.
+    """The base configuration and the grid's own options of a command line; None after printing help.
 
     Args:
         verb, description: what it is called, and what it does.
-        arguments: after the verb.
+        arguments: after the verb; its own options, and all those of ``resvae fit``.
         add: adds the options that this verb alone has.
         config, seeds: the defaults of these options.
-
-    Returns:
-        The base configuration and the grid's own options; None where the arguments ask for help, which is printed.
 
     Raises:
         jsonargparse.ArgumentError, ResvaeError: as ``parse``; no configuration.
@@ -159,11 +153,7 @@ def parse_grid(
 
 
 def listed(option: str, text: str, each: str = r"\d+(-\d+)*") -> list[tuple[int, ...]]:
-    """Numbers, or numbers joined by dashes, with commas between them, each kept once.
-
-    Raises:
-        ResvaeError: the text is none of these.
-    """
+    """Numbers, or numbers joined by dashes, with commas between them, each kept once; else ``ResvaeError``."""
     parts = text.replace(" ", "").split(",")
     if not all(re.fullmatch(each, part) for part in parts):
         raise ResvaeError(f"{option}: {text!r} is not allowed; give numbers with commas between")

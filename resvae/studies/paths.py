@@ -13,7 +13,7 @@ from torch import Tensor
 from resvae.errors import ResvaeError, at_least
 from resvae.isolation import isolated
 from resvae.models import HierarchicalVAE
-from resvae.models.images import to_unit
+from resvae.models.base import to_unit
 from resvae.networks import ResidualBlock
 from resvae.networks.units import Unit, replaced, summed
 from resvae.progress import progress

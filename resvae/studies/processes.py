@@ -18,18 +18,13 @@ from resvae.runs.folder import CONFIG, has_ended, latest_checkpoint
 
 @dataclass(frozen=True)
 class Job:
-    """A run whose configuration is in its folder.
+    """A run, by what messages call it and its folder, which holds its configuration."""
 
-    Args:
-        told: what messages call it.
-        folder: the run's.
-    """
-
-    told: str
+    name: str
     folder: Path
 
     def __str__(self) -> str:
-        return self.told
+        return self.name
 
     @property
     def log(self) -> Path:
@@ -37,15 +32,12 @@ class Job:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     def train(self, threads: int | None = None, logged: bool = False, directory: Path | None = None) -> int:
-        """Start the run, or resume it from its last checkpoint; one that has ended is left alone.
+        """Start the run, or resume it from its last checkpoint, and return the exit code of ``resvae fit``.
 
         Args:
             threads: of the run; default: what the environment says.
             logged: write its output to ``log`` and not here.
             directory: to run in; default: the present one.
-
-        Returns:
-            The exit code of ``resvae fit``.
         """
         directory = directory or Path.cwd()
         run = directory / self.folder
@@ -74,17 +66,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Workers:
-    """Where runs are trained, and how many at once.
+    """Where runs are trained, and how many at once; ``ResvaeError`` for bad numbers, and where Ray is not installed.
 
     Args:
         jobs: runs at once on this machine; they share its cores.
         ray: the address of a Ray cluster to train on instead; ``auto``: the one that this machine belongs to;
             ``local``: this machine alone.
-        cpus: with ``ray``, cores per run, and its number of threads.
-        gpus: with ``ray``, GPUs per run, or a share of one.
-
-    Raises:
-        ResvaeError: a number out of its range, or Ray is not installed.
+        cpus, gpus: with ``ray``, cores and GPUs per run; a GPU may be shared.
     """
 
     jobs: int = 1
@@ -107,9 +95,7 @@ class Workers:
 
     def train(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, int]]:
         """Train the runs; yields each as it ends, with its exit code."""
-        if not jobs:
-            return iter(())
-        return self._here(jobs) if self.ray is None else self._remotely(jobs, self.ray)
+        return self._here(jobs) if self.ray is None or not jobs else self._remotely(jobs, self.ray)
 
     def _here(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, int]]:
         threads = None

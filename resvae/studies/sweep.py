@@ -27,16 +27,13 @@ Value = Sequence[int]
 
 @dataclass(frozen=True)
 class Match:
-    """What all runs have the same of.
+    """What all runs have the same of; ``ResvaeError`` where kinds and numbers do not fit together.
 
     Args:
         kinds: ``params``, ``time`` or ``steps``, or ``params`` and one of the two.
         params: a number of parameters; default: that of the configuration as it is written.
         seconds: of training and validation, by the clock. The cosine ends with them.
         steps: updates.
-
-    Raises:
-        ResvaeError: another kind, time and steps together, a kind without its number or a number without its kind.
     """
 
     kinds: tuple[str, ...] = ()
@@ -111,7 +108,7 @@ def sweep(
     match: Match = Match(),
     workers: Workers = Workers(),
 ) -> str:
-    """Train one model per value and seed. The table is written after every run.
+    """Train one model per value and seed; the table, written after every run, is returned in Markdown.
 
     Args:
         base: the configuration that all runs share.
@@ -121,9 +118,6 @@ def sweep(
         seeds: of the runs; None for the configuration's own.
         match: what all runs have the same of.
         workers: where to train, and how many at once.
-
-    Returns:
-        The table in Markdown.
 
     Raises:
         ResvaeError: the folder's runs were trained otherwise; a run failed.

@@ -15,7 +15,7 @@ from torch import Tensor
 from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.grids import beside, image_grid, save_grid
 from resvae.isolation import isolated
-from resvae.models.images import to_unit
+from resvae.models.base import to_unit
 
 
 class ExponentialAverage(WeightAveraging):

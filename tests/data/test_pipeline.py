@@ -8,14 +8,20 @@ import torch
 from helpers_data import rows, same
 
 from resvae.data import ImageDataModule
-from resvae.data.images import Images
-from resvae.data.pipeline import EpochSampler, ImageDataset, random_crop, train_loader
+from resvae.data.module import EpochSampler, ImageDataset, random_crop
+from resvae.data.sources import Images
 
 
 def numbered(n: int, size: int = 8) -> Images:
     """Images that all differ: image i is full of value i + 1, its label is i."""
     x = torch.arange(1, n + 1, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 2, size, size).contiguous()
     return Images(x, torch.arange(n))
+
+
+def batches_of(images: Images, **options: Any) -> Any:
+    module = ImageDataModule("digits", **options)
+    module._sets = {"train": images}
+    return module.train_dataloader()
 
 
 def test_batches_are_uint8_whole_and_last_one_smaller() -> None:
@@ -39,7 +45,7 @@ def test_one_image_left_alone_is_left_out(batch_size: int, sizes: list[int]) -> 
 
 def test_labels_stay_with_their_images_and_batches_share_no_memory_with_the_set() -> None:
     images = numbered(50)
-    for x, y in train_loader(ImageDataset(images, flip=True), 8):
+    for x, y in batches_of(images, flip=True, batch_size=8):
         assert torch.equal(x[:, 0, 0, 0].long(), y + 1)
         x.zero_()
         y.zero_()
@@ -101,7 +107,7 @@ def test_only_seed_and_epoch_decide_the_batches() -> None:
 
 def test_augmentation_changes_from_epoch_to_epoch() -> None:
     image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
-    loader: Any = train_loader(ImageDataset(Images(image, torch.zeros(1).long()), crop_padding=3, flip=True), 1)
+    loader = batches_of(Images(image, torch.zeros(1).long()), crop_padding=3, flip=True, batch_size=1)
     drawn = []
     for number in (*range(20), 5):
         loader.sampler.set_epoch(number)

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from resvae.data import ImageDataModule
-from resvae.data.images import resized
+from resvae.data.sources import resized
 from resvae.errors import ResvaeError
 
 CIFAR = Path(__file__).parents[2] / "data" / "cifar-10-batches-py"

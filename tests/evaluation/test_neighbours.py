@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from resvae.evaluation import nearest, neighbours
+from resvae.evaluation.neighbours import NearestImages, nearest
 
 
 def images(num, seed=0, size=4):
@@ -39,13 +41,22 @@ def test_neighbours_in_features():
     assert torch.equal(index[:, 0], full.argmin(1))
 
 
+def measured(samples, test, train):
+    """Only what the measure asks for."""
+    asked = {"neighbours": True, "features": None, "device": "cpu", "tested": lambda: [test], "train": lambda: [train]}
+    found = NearestImages(SimpleNamespace(**asked)).finish(samples)
+    return found.figures["neighbours"][0], *found.pictures.values()
+
+
 def test_copies_lie_under_the_control():
-    train = images(50)
-    result, rows = neighbours(train[:20], images(20, 2), train, shown=4, num=3)
+    train = images(50, size=48)
+    result, picture = measured(train[:20], images(20, 2, 48), train)
     assert result.samples_median == 0 < result.test_median
     assert (result.space, result.train_images, result.samples, result.test_images) == ("pixels", 50, 20, 20)
-    rows = rows.unflatten(0, (4, 4))
-    assert torch.equal(rows[:, 0], train[:4] / 255)  # the sample, then its nearest: itself
-    assert torch.equal(rows[:, 1], rows[:, 0])
-    fresh, _ = neighbours(images(20, 3), images(20, 2), train)
+    for row in range(8):  # the sample, then its nearest: itself
+        sample, copy, other = (picture[:, 50 * row + 2 :, 50 * i + 2 :][:, :48, :48] for i in range(3))
+        assert torch.equal(sample, train[row] / 255)
+        assert torch.equal(sample, copy)
+        assert not torch.equal(sample, other)
+    fresh, _ = measured(images(20, 3), images(20, 2), images(50))
     assert fresh.samples_median == pytest.approx(fresh.test_median, rel=0.2)

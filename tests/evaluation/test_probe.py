@@ -1,16 +1,24 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from resvae.errors import ResvaeError
-from resvae.evaluation import linear_probe, probe
-from resvae.evaluation.probe import LIMIT, representations, shortened
+from resvae.evaluation import linear_probe
+from resvae.evaluation.probe import LIMIT, LinearProbe, representations, shortened
 from resvae.models import VAE, ReferenceVAE
 
 
 def small(latent_dim=4):
     torch.manual_seed(0)
     return VAE((1, 1), latent_dim, (1, 8, 8), (8, 12), (1, 2))
+
+
+def probe(vae, train, test):
+    """Only what the measure asks for."""
+    asked = {"probe_images": 1000, "train": lambda num=None: train, "tested": lambda: test, "model": vae, "seed": 0}
+    return LinearProbe(SimpleNamespace(**asked)).finish(torch.zeros(0)).figures["probe"]
 
 
 def striped(num, seed=0):
@@ -35,7 +43,7 @@ def test_separable_features_are_told_apart_and_noise_is_not():
 
 def test_what_a_model_knows():
     vae = small().train()
-    found = probe(vae, striped(120), striped(50, 1), batch_size=33)
+    found = probe(vae, striped(120), striped(50, 1))
     scores = {score.representation: score for score in found.scores}
     assert (found.train_images, found.test_images, found.classes) == (120, 50, 2)
     assert scores["raw pixels"].accuracy == 1

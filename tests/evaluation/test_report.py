@@ -11,7 +11,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from resvae.data import ImageSets
 from resvae.errors import ResvaeError
-from resvae.evaluation import Measure, evaluate
+from resvae.evaluation import Found, Measure, evaluate
 from resvae.models import VAE, HierarchicalVAE
 from resvae.models.levels import Level
 from resvae.provenance import commit
@@ -108,10 +108,10 @@ def test_without_a_probability_of_the_256_values_there_are_no_bits(likelihood):
 def test_one_seed_one_report():
     vae, batches = small(), images().split(4)
     torch.manual_seed(1)
-    first = evaluate(vae, batches, 2, seed=5).figures()
+    first = evaluate(vae, batches, 2, seed=5).figures
     torch.manual_seed(2)
-    assert evaluate(vae, batches, 2, seed=5).figures() == first
-    other = evaluate(vae, batches, 2, seed=6).figures()
+    assert evaluate(vae, batches, 2, seed=5).figures == first
+    other = evaluate(vae, batches, 2, seed=6).figures
     assert other["elbo"] != first["elbo"]
     assert other["psnr"] == first["psnr"]  # reconstructions hold no noise
 
@@ -131,7 +131,7 @@ def test_the_model_and_the_random_stream_are_left_as_they_were(training):
 
 def test_floats_and_uint8_give_one_report():
     x = images()
-    assert evaluate(small(), [x]).figures() == evaluate(small(), [x / 255]).figures()
+    assert evaluate(small(), [x]).figures == evaluate(small(), [x / 255]).figures
 
 
 def test_json_and_table():
@@ -219,18 +219,16 @@ def test_images_smaller_than_the_window_have_no_ssim(size):
 class Brightness(Measure):
     """A measure of one's own."""
 
-    def update(self, asked, x, y):
+    def update(self, x, y):
         self.means = [*getattr(self, "means", []), x.x.mean()]
 
-    def fields(self):
-        return {"brightness": torch.stack(self.means).mean().item()}
-
-    def rows(self):
-        return [("brightness", f"{self.fields()['brightness']:.3f}")]
+    def finish(self, samples):
+        brightness = torch.stack(self.means).mean().item()
+        return Found({"brightness": brightness}, [("brightness", f"{brightness:.3f}")])
 
 
 def test_a_measure_of_one_s_own():
-    report = evaluate(small(), [images()], more=[Brightness()])
+    report = evaluate(small(), [images()], more=[Brightness])
     assert json.loads(report.json())["brightness"] == report.brightness == pytest.approx(images().double().mean() / 255)
     assert f"| brightness | {report.brightness:.3f} |" in report.table()
 
@@ -250,7 +248,7 @@ def test_the_encoder_runs_once_per_batch_and_samples_are_drawn_once(kind):
     assert len(encoded) == 2  # of 250 and 49
     assert drawn == [250] * 4
     assert (report.iw_images, report.distances.generated, report.neighbours[0].samples) == (255, 299, 1000)
-    assert [title.split(",")[0].split(" (")[0] for title in report.pictures()][2:] == [
+    assert [title.split(",")[0].split(" (")[0] for found in report.found for title in found.pictures][2:] == [
         "samples",
         "images",
         *["sample | its nearest training images"] * 2,

@@ -39,7 +39,7 @@ def test_a_model_without_blocks_is_refused(within: str):
 def test_units_that_do_not_add_up_are_refused():
     model = classifier(PRE)
     assert summed(model) == units(model)
-    for merge, name in (("none", "Plain"), ("highway", "Highway"), (torch.maximum, "maximum")):
+    for merge, name in (("none", "plain"), ("highway", "Highway"), (torch.maximum, "maximum")):
         with pytest.raises(ResvaeError, match=f"merged by sum; encoder.stages.0.0 is merged by {name}"):
             summed(classifier(replace(PRE, merge=merge)))
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ Start = Callable[..., int]
 def instead(monkeypatch) -> Callable[[Start], None]:
     """Puts a function of the arguments of ``resvae`` and the options of Popen in the place of a run's process."""
 
-    one_at_a_time = Lock()
+    one_at_a_time = RLock()
 
     def put(start: Start) -> None:
         class Process:

@@ -1,9 +1,9 @@
-import csv
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from helpers_runs import rows
 from torch import nn
 
 from resvae import VAE, HierarchicalVAE, ResNetClassifier, save
@@ -60,25 +60,23 @@ def test_filters_are_of_the_first_convolution_that_looks_around():
         HierarchicalVAE((1,), 1, 2, (1, 8, 8), (4,), (1,)),
         ResNetClassifier(depth=8, image_shape=(1, 8, 8), block=BlockConfig(merge="none", norm="batch")),
     ],
-    ids=["hierarchical", "plain"],
 )
 def test_the_study_draws_a_picture_a_block(model: nn.Module, tmp_path: Path, capsys):
     save(model, tmp_path / "model")
     activations(str(tmp_path / "model"), image=2, data="digits", out=str(tmp_path / "study"))
     told = capsys.readouterr().out
-    with (tmp_path / "study" / "activations.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    found = rows(tmp_path / "study/activations.csv")
     pictures = sorted(path.name for path in (tmp_path / "study").glob("*.png"))
-    assert pictures == ["activations.png", *(f"activations_{i:03}_{row['name']}.png" for i, row in enumerate(rows, 1))]
+    assert pictures == ["activations.png", *(f"activations_{i:03}_{row['name']}.png" for i, row in enumerate(found, 1))]
     assert all(f"wrote {tmp_path / 'study' / name}" in told for name in pictures)
-    assert all(float(row["std of F(x)"]) > 0 and float(row["ratio"]) > 0 for row in rows)
+    assert all(float(row["std of F(x)"]) > 0 and float(row["ratio"]) > 0 for row in found)
     if isinstance(model, ResNetClassifier):
-        assert [row["std of F(x)"] for row in rows] == [row["std of merged"] for row in rows]
-    found = subject(str(tmp_path / "model"), 3, data="digits")
-    first = passages(found.model, found.x[2:])[0]
-    assert rows[0]["shape"] == "x".join(map(str, first.x.shape)) + " to " + "x".join(map(str, first.merged.shape))
-    assert float(rows[0]["std of x"]) == pytest.approx(first.x.std().item())
-    assert f"Image 2, label {found.y[2]}." in told
+        assert [row["std of F(x)"] for row in found] == [row["std of merged"] for row in found]
+    studied = subject(str(tmp_path / "model"), 3, data="digits")
+    first = passages(studied.model, studied.x[2:])[0]
+    assert found[0]["shape"] == "x".join(map(str, first.x.shape)) + " to " + "x".join(map(str, first.merged.shape))
+    assert float(found[0]["std of x"]) == pytest.approx(first.x.std().item())
+    assert f"Image 2, label {studied.y[2]}." in told
 
 
 @pytest.mark.parametrize("image", [-1, 10_000])

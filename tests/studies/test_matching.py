@@ -4,26 +4,19 @@ import itertools
 
 import pytest
 import torch
+from helpers_runs import VAE
 from torch import nn
 
+from resvae import models
 from resvae.errors import ResvaeError
-from resvae.models import VAE
 from resvae.networks import BlockConfig
 from resvae.studies.matching import matched_widths, nearest_widths, parameters
 from resvae.training.configuration import parse
 
-CONFIG = """
-data: {name: digits}
-model:
-  vae:
-    class_path: resvae.VAE
-    init_args: {latent_dim: 4, image_shape: [1, 8, 8], widths: [64, 64], strides: [1, 2], block: {norm: batch}}
-"""
-
 DEPTH = "model.vae.init_args.depth"
 
 
-class Looks(VAE):
+class Looks(models.VAE):
     """Its constructor looks at a value, which a model without memory does not have."""
 
     def __init__(self, widths: tuple[int, ...] = (4, 8)):
@@ -33,12 +26,12 @@ class Looks(VAE):
 
 @pytest.fixture
 def fit(tmp_path) -> list[str]:
-    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "config.yaml").write_text(VAE.replace("depth: [1, 1]", "block: {norm: batch}"))
     return ["--config", str(tmp_path / "config.yaml"), "--model.vae.widths", "[16, 32]"]
 
 
 def size(depth: int, widths: tuple[int, ...], latent_dim: int = 4) -> int:
-    vae = VAE(depth, latent_dim, (1, 8, 8), widths, (1, 2), BlockConfig(norm="batch"))
+    vae = models.VAE(depth, latent_dim, (1, 8, 8), widths, (1, 2), BlockConfig(norm="batch"))
     return sum(p.numel() for p in vae.parameters())
 
 

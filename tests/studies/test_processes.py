@@ -1,6 +1,5 @@
 """A sweep on Ray: the same table as without, also when a worker is killed in the middle."""
 
-import csv
 import os
 import signal
 import subprocess
@@ -9,30 +8,21 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers_runs import CONFIGS, ENVIRONMENT, rows
 
-CONFIG = Path(__file__).parents[2] / "configs/quickstart.yaml"
-SMALL = {
-    "data.limit": 192,
-    "data.validation": 60,
-    "model.vae.widths": [8, 8],
-    "trainer.max_epochs": 60,
-    "trainer.accelerator": "cpu",
-    "early_stopping.patience": 60,
-    "images.every_n_epochs": 0,
-    "tracker": "none",
-}
+SMALL = """
+    --depths 16,22 --seeds 1 --data.limit 192 --data.validation 60 --model.vae.widths [8,8] --trainer.max_epochs 60
+    --trainer.accelerator cpu --early_stopping.patience 60 --images.every_n_epochs 0 --tracker none
+"""
 
 
-def start(folder: Path, name: str, *more: str) -> subprocess.Popen:
-    command = ["sweep", "--config", str(CONFIG), "--depths", "16,22", "--seeds", "1", "--name", name, *more]
-    command += [f"--{field}={value}" for field, value in SMALL.items()]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "resvae", *command], cwd=folder, env=environment)
+def start(folder: Path, name: str, more: str = "") -> subprocess.Popen:
+    command = f"sweep --config {CONFIGS}/quickstart.yaml --name {name} {SMALL} {more}".split()
+    return subprocess.Popen([sys.executable, "-m", "resvae", *command], cwd=folder, env=ENVIRONMENT)
 
 
-def rows(folder: Path, name: str) -> list[dict[str, str]]:
-    with (folder / "runs" / name / "depths_runs.csv").open() as file:
-        return [{key: cell for key, cell in row.items() if key != "hours"} for row in csv.DictReader(file)]
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    return [row | {"hours": ""} for row in rows(folder / "runs" / name / "depths_runs.csv")]
 
 
 def worker_of(run: str) -> int:
@@ -52,7 +42,7 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path):
     pytest.importorskip("ray")
     with start(tmp_path, "here") as here:
         assert here.wait(timeout=300) == 0
-    with start(tmp_path, "there", "--ray", "local") as there:
+    with start(tmp_path, "there", "--ray local") as there:
         run = tmp_path / "runs/there/depth_0022_seed_1"
         while not (run / "checkpoints/last.ckpt").is_file():
             assert there.poll() is None
@@ -60,6 +50,6 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path):
         os.kill(worker_of(run.name), signal.SIGKILL)
         assert there.wait(timeout=300) == 0
     assert run.with_suffix(".log").read_text().count("parameters, on") == 2  # it has started twice
-    assert rows(tmp_path, "there") == rows(tmp_path, "here")
-    assert [row["epochs"] for row in rows(tmp_path, "here")] == ["60", "60"]
+    assert table(tmp_path, "there") == table(tmp_path, "here")
+    assert [row["epochs"] for row in table(tmp_path, "here")] == ["60", "60"]
     assert len(list((tmp_path / "runs/there").glob("depth_*_seed_1*/"))) == 2

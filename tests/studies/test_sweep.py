@@ -1,9 +1,9 @@
 """The sweep's table and plot, from what the runs have said of themselves."""
 
-import csv
 import json
 from pathlib import Path
 
+from helpers_runs import rows
 from PIL import Image
 
 from resvae.studies.sweep import table
@@ -14,9 +14,8 @@ SUMMARY = {"parameters": 1, "seconds": 3600.0, "epochs": 1, "val_loss": 2.0, "en
 def write(folder: Path, name: str, **more) -> None:
     (folder / name).mkdir()
     arguments = {"widths": [8, 8], "levels": more.pop("levels", None)}
-    (folder / name / "summary.json").write_text(
-        json.dumps({**SUMMARY, "name": name, "model": "VAE", "arguments": arguments, **more})
-    )
+    summary = {**SUMMARY, "name": name, "model": "VAE", "arguments": arguments, **more}
+    (folder / name / "summary.json").write_text(json.dumps(summary))
 
 
 def test_the_reported_figures_stand_beside_the_references_own(tmp_path):
@@ -35,13 +34,12 @@ def test_seeds_are_one_row_with_a_spread_and_a_row_each_beside_it(tmp_path):
     (tmp_path / "levels_0002_seed_1").mkdir()
     (tmp_path / "levels_0002_seed_1/summary.json").write_text("half of")  # it writes just now
     table(tmp_path, "levels")
-    with (tmp_path / "levels.csv").open() as file:
-        two, four = csv.DictReader(file)
+    two, four = rows(tmp_path / "levels.csv")
     assert (two["levels"], two["seeds"], two["validation loss"], two["validation loss ±"]) == ("2", "1", "5.0", "")
     assert (four["seeds"], four["validation loss"], four["validation loss ±"]) == ("2", "3.0", str(2**0.5))
     assert (four["KL"], four["epochs"], four["parameters"]) == ("1.5", "3", "1")
-    with (tmp_path / "levels_runs.csv").open() as file:
-        assert [(row["levels"], row["seed"]) for row in csv.DictReader(file)] == [("2", "0"), ("4", "0"), ("4", "1")]
+    runs = [(row["levels"], row["seed"]) for row in rows(tmp_path / "levels_runs.csv")]
+    assert runs == [("2", "0"), ("4", "0"), ("4", "1")]
 
 
 def test_only_runs_that_have_ended_are_averaged_and_each_seed_counts_once(tmp_path):
@@ -53,16 +51,10 @@ def test_only_runs_that_have_ended_are_averaged_and_each_seed_counts_once(tmp_pa
     write(tmp_path, "depth_0016_seed_1", val_loss=4.0)  # its training loss was never finite
     write(tmp_path, "depth_0016_seed_2", val_loss=99.0, ended="running")
     table(tmp_path)
-    with (tmp_path / "depths.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    assert (row["seeds"], row["validation loss"], row["train loss"], row["ended"]) == (
-        "2",
-        "3.0",
-        "",
-        "all 1 epochs done",
-    )
-    with (tmp_path / "depths_runs.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 5
+    (row,) = rows(tmp_path / "depths.csv")
+    assert (row["seeds"], row["validation loss"], row["train loss"]) == ("2", "3.0", "")
+    assert row["ended"] == "all 1 epochs done"
+    assert len(rows(tmp_path / "depths_runs.csv")) == 5
 
 
 def test_levels_and_widths_are_told_where_they_differ(tmp_path):

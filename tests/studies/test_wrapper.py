@@ -1,10 +1,10 @@
-import csv
 import math
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
+from helpers_runs import read, rows
 from torch import nn
 
 from resvae.data import Images
@@ -99,21 +99,16 @@ def test_the_study_writes_its_table_and_goes_on(tmp_path: Path, monkeypatch, cap
         assert (tmp_path / name).stat().st_size > 0
     assert "No figures are published" in printed
 
-    def table():
-        with (tmp_path / "wrapper.csv").open() as file:
-            return list(csv.DictReader(file))
-
-    before = table()
-    assert [(row["example"], row["merge"]) for row in before] == [
-        (name, merge) for name in ("one", "two") for merge in ("none", "sum")
-    ]
+    before, record = rows(tmp_path / "wrapper.csv"), read(tmp_path / "study.json")["rows"]
+    names = [(row["example"], row["merge"]) for row in before]
+    assert names == [("one", "none"), ("one", "sum"), ("two", "none"), ("two", "sum")]
     assert before[0]["training loss"] == before[1]["training loss"] == before[2]["training loss"]  # the same seeds
     assert float(before[0]["training loss ±"]) > 0
-    trained = []
-    monkeypatch.setattr(study, "train", lambda *a: trained.append(1) or train(*a))
     wrapper(merges=("none", "sum", "half"), seeds=2, epochs=1, out=str(tmp_path))
-    assert len(trained) == 4  # the new merge only
-    assert [row for row in table() if row["merge"] != "half"] == before
+    again = read(tmp_path / "study.json")["rows"]
+    assert len(again) == len(record) + 4
+    assert {name: again[name] for name in record} == record  # with their seconds: the new merge alone was trained
+    assert [row for row in rows(tmp_path / "wrapper.csv") if row["merge"] != "half"] == before
     with pytest.raises(ResvaeError, match="epochs 1, not 2"):
         wrapper(epochs=2, out=str(tmp_path))
 

@@ -1,9 +1,8 @@
 """`resvae export`: what is given away is what was scored."""
 
-import json
-
 import pytest
 import torch
+from helpers_runs import CLASSIFIER, command, read, refused
 
 from resvae import load
 from resvae.cli import main
@@ -11,38 +10,17 @@ from resvae.evaluation import evaluate
 from resvae.runs.data import data_of
 from resvae.storage import WEIGHTS
 
-FIT = [
-    "fit",
-    "--data.name=digits",
-    "--data.limit=100",
-    "--model.vae=resvae.HierarchicalVAE",
-    "--model.vae.depth=16",
-    "--model.vae.levels=2",
-    "--model.vae.image_shape=[1,8,8]",
-    "--model.vae.widths=[8,8]",
-    "--model.vae.strides=[1,2]",
-    "--trainer.max_epochs=1",
-    "--tracker=none",
-    "--images.every_n_epochs=0",
-    "--trainer.enable_progress_bar=false",
-]
-
-
-CLASSIFIER = """\
-name: small
-data: {name: digits, validation: 100}
-model:
-  classifier: {depth: 8, image_shape: [1, 8, 8]}
-  ema_decay: 0
-trainer: {max_epochs: 2}
+HIERARCHICAL = """
+    --name tiny --model.vae resvae.HierarchicalVAE --model.vae.depth 16 --model.vae.levels 2
+    --model.vae.image_shape [1,8,8] --model.vae.widths [8,8] --model.vae.strides [1,2]
 """
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    runs = tmp_path_factory.mktemp("runs")
-    assert main([*FIT, f"--runs={runs}", "--name=tiny"]) == 0
-    return runs / "tiny"
+    folder = tmp_path_factory.mktemp("export")
+    assert main(command(folder, HIERARCHICAL)) == 0
+    return folder / "runs/tiny"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +31,7 @@ def exported(run):
 
 
 def test_the_scores_are_those_of_the_weights_on_disk(exported):
-    report = json.loads((exported / "report.json").read_text())
+    report = read(exported / "report.json")
     vae = load(exported)
     images = data_of(str(exported), image_shape=vae.image_shape).images("test")
     again = evaluate(vae, images.split(250), num_samples=2)
@@ -74,8 +52,8 @@ def test_half_is_half_as_large_and_loads_as_float32(run, exported):
 
 def test_the_card_says_what_it_is_and_how_it_came_about(run, exported):
     card = (exported / "README.md").read_text()
-    summary = json.loads((run / "summary.json").read_text())
-    report = json.loads((exported / "report.json").read_text())
+    summary = read(run / "summary.json")
+    report = read(exported / "report.json")
     for part in ("given-away", "HierarchicalVAE", "digits", summary["hardware"], f"{report['bits_per_dim']:.4f}"):
         assert part in card
 
@@ -87,18 +65,16 @@ def test_an_exported_model_knows_its_data(exported, capsys):
 
 
 def test_a_classifier_is_given_away_as_the_feature_network_that_it_can_be(tmp_path, run):
-    (tmp_path / "config.yaml").write_text(CLASSIFIER)
-    fit = ["fit", f"--config={tmp_path / 'config.yaml'}", f"--runs={tmp_path}", "--trainer.enable_progress_bar=false"]
-    assert main(fit) == 0
+    assert main(command(tmp_path, "--data.limit null --model.ema_decay 0 --trainer.max_epochs 2", CLASSIFIER)) == 0
     out = tmp_path / "my judge"
-    assert main(["export", str(tmp_path / "small"), str(out)]) == 0
-    report = json.loads((out / "report.json").read_text())
+    assert main(["export", str(tmp_path / "runs/run"), str(out)]) == 0
+    report = read(out / "report.json")
     data = data_of(str(out))
     assert report["error"] == evaluate(load(out), data).error
     assert report["error"] < 0.8
     assert "resvae evaluate MODEL --features 'my judge'" in (out / "README.md").read_text()
     assert main(["evaluate", str(run), "--num=20", f"--features={out}", f"--out={tmp_path / 'report.json'}"]) == 0
-    assert json.loads((tmp_path / "report.json").read_text())["distances"]["fid"] > 0
+    assert read(tmp_path / "report.json")["distances"]["fid"] > 0
 
 
 @pytest.mark.parametrize(
@@ -111,7 +87,6 @@ def test_a_classifier_is_given_away_as_the_feature_network_that_it_can_be(tmp_pa
 )
 def test_refuses_in_one_line_and_leaves_nothing(exported, capsys, run_name, arguments, words):
     out, *options = arguments
-    assert main(["export", str(exported.parent / run_name), str(exported.parent / out), *options]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert all(word in line for word in words)
-    assert not list(exported.parent.glob("*new*")) + list(exported.parent.glob(".*"))
+    folder = exported.parent
+    refused(capsys, ["export", str(folder / run_name), str(folder / out), *options], *words)
+    assert not list(folder.glob("*new*")) + list(folder.glob(".*"))

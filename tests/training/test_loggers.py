@@ -1,40 +1,20 @@
 """CSV always; W&B and TensorBoard where they are wanted and there."""
 
-import csv
 import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
-import torch
+from helpers_runs import assert_same, checkpoint, command, files, logged, rows
 
 from resvae.cli import main
 from resvae.errors import ResvaeError
 from resvae.training.loggers import RunCSVLogger, drop_rows_after, make_loggers
 
-CONFIG = """
-name: run
-seed_everything: 0
-data: {name: digits, batch_size: 64, validation: 60, limit: 192}
-model:
-  vae:
-    class_path: resvae.VAE
-    init_args: {depth: [1, 1], latent_dim: 4, image_shape: [1, 8, 8], widths: [8, 8], strides: [1, 2]}
-trainer: {max_epochs: 1, accelerator: cpu}
-images: {num: 8}
-"""
 
-
-def fit(folder: Path, *more: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(CONFIG)
-    assert main(["fit", "--config", str(folder / "config.yaml"), "--runs", str(folder / "runs"), *more]) == 0
+def fit(folder: Path, tracker: str) -> Path:
+    assert main(command(folder, f"--tracker {tracker}")) == 0
     return folder / "runs/run"
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -48,13 +28,10 @@ def absent(monkeypatch):
 
 
 def test_without_wandb_the_csv_is_written_and_nothing_else_changes(tmp_path, absent):
-    auto, none = fit(tmp_path / "auto"), fit(tmp_path / "none", "--tracker", "none")
-    names = [{str(path.relative_to(run)) for path in run.rglob("*")} for run in (auto, none)]
-    assert names[0] == names[1]
-    figures = [[row["val/loss"] for row in rows(run / "metrics.csv") if row["val/loss"]] for run in (auto, none)]
-    assert figures[0] == figures[1] != []
-    last = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in (auto, none)]
-    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+    auto, none = fit(tmp_path / "auto", "auto"), fit(tmp_path / "none", "none")
+    assert files(auto) == files(none)
+    assert logged(auto, "val/loss") == logged(none, "val/loss") != []
+    assert_same(checkpoint(auto)["state_dict"], checkpoint(none)["state_dict"])
 
 
 def test_a_folder_named_wandb_is_not_wandb(tmp_path, monkeypatch):
@@ -79,8 +56,8 @@ def test_wandb_offline_holds_the_scalars_and_the_pictures(tmp_path, monkeypatch)
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    fit(tmp_path / "before", "--tracker", "wandb")  # its W&B run ends with it
-    run = fit(tmp_path, "--tracker", "wandb")
+    fit(tmp_path / "before", "wandb")  # its W&B run ends with it
+    run = fit(tmp_path, "wandb")
     assert wandb.run is None
     wandb.teardown()  # waits until all is on disk
     (offline,) = (run / "wandb").glob("offline-run-*")
@@ -116,7 +93,7 @@ def test_tensorboard_holds_the_scalars_and_the_pictures(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = fit(tmp_path, "--tracker", "tensorboard")
+    run = fit(tmp_path, "tensorboard")
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     tags = events.Tags()
@@ -133,24 +110,23 @@ def test_metrics_of_a_resumed_run_follow_the_old_rows(tmp_path):
     second = RunCSVLogger(folder)
     second.log_metrics({"b": 4.0, "c": 5.0}, step=2)
     second.finalize("success")
-    kept = rows(folder / "metrics.csv")
-    assert [row["step"] for row in kept] == ["0", "1", "2"]
-    assert [row["a"] for row in kept] == ["1.0", "2.0", ""]
-    assert [row["c"] for row in kept] == ["", "", "5.0"]
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert [path.name for path in folder.iterdir()] == ["metrics.csv"]
+    kept = [(row["step"], row["a"], row["c"]) for row in rows(folder / "metrics.csv")]
+    assert kept == [("0", "1.0", ""), ("1", "2.0", ""), ("2", "", "5.0")]
+    assert files(tmp_path) == {"run/metrics.csv"}
 
 
-def test_rows_that_will_be_written_again_are_dropped(tmp_path):
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("step,val/loss\n0,5\n2,4\n3,3\n7,2\n", ["step,val/loss", "0,5", "2,4"]),
+        ("step,val/loss\n0,5\n2,", ["step,val/loss", "0,5"]),  # a kill in the middle of a line
+        ("step,val", []),
+    ],
+)
+def test_rows_that_will_be_written_again_are_dropped(tmp_path, written, kept):
     metrics = tmp_path / "metrics.csv"
     drop_rows_after(metrics, 3)
     assert not metrics.exists()
-    metrics.write_text("step,val/loss\n0,5\n2,4\n3,3\n7,2\n")
+    metrics.write_text(written)
     drop_rows_after(metrics, 3)
-    assert metrics.read_text().split() == ["step,val/loss", "0,5", "2,4"]
-    metrics.write_text("step,val/loss\n0,5\n2,")  # a kill in the middle of a line
-    drop_rows_after(metrics, 3)
-    assert metrics.read_text().split() == ["step,val/loss", "0,5"]
-    metrics.write_text("step,val")
-    drop_rows_after(metrics, 3)
-    assert not metrics.read_text().strip()
+    assert metrics.read_text().split() == kept

@@ -5,7 +5,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
-import pytorch_lightning as pl
+from helpers_runs import train
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from resvae.data import ImageDataModule
@@ -19,16 +19,11 @@ from resvae.training.schedule import Schedule
 def test_warm_up_is_linear_and_never_zero(kind):
     factor = Schedule(kind, warmup_steps=4).at(1000)
     assert [factor(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-
-
-def test_without_warm_up_the_first_update_has_the_whole_rate():
-    assert Schedule("constant", warmup_steps=0).at(10)(0) == 1
-    assert Schedule("cosine", warmup_steps=0).at(10)(0) == 1
+    assert Schedule(kind, warmup_steps=0).at(10)(0) == 1  # without, the first update has the whole rate
 
 
 def test_constant_stays_even_without_an_end():
-    factor = Schedule("constant", warmup_steps=2).at(math.inf)
-    assert [factor(step) for step in (2, 10, 10**6)] == [1, 1, 1]
+    assert [Schedule("constant", warmup_steps=2).at(math.inf)(step) for step in (2, 10, 10**6)] == [1, 1, 1]
 
 
 def test_cosine_is_half_way_at_half_time_and_ends_where_it_should():
@@ -52,15 +47,20 @@ def test_cosine_without_an_end_is_refused():
         Schedule("cosine").at(math.inf)
 
 
-def test_a_bad_value_is_refused_by_name():
-    with pytest.raises(ResvaeError, match=r"schedule\.warmup_steps: -1"):
-        Schedule(warmup_steps=-1)
-    with pytest.raises(ResvaeError, match=r"schedule\.kind: 'linear' is not allowed; one of constant, cosine"):
-        Schedule("linear")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ResvaeError, match=r"schedule\.factor: 1\.5"):
-        Schedule("plateau", warmup_steps=0, factor=1.5)
-    with pytest.raises(ResvaeError, match=r"schedule\.warmup_steps: 5 is not allowed with kind plateau"):
-        Schedule("plateau", warmup_steps=5)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_steps": -1}, "warmup_steps: -1"),
+        ({"kind": "linear"}, "kind: 'linear' is not allowed; one of constant, cosine"),
+        ({"kind": "plateau", "warmup_steps": 0, "factor": 1.5}, r"factor: 1\.5"),
+        ({"kind": "plateau", "warmup_steps": 5}, "warmup_steps: 5 is not allowed with kind plateau"),
+        ({"kind": "steps"}, "milestones"),
+        ({"kind": "cosine", "milestones": (10,)}, "milestones"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(options, message):
+    with pytest.raises(ResvaeError, match=rf"schedule\.{message}"):
+        Schedule(**options)
 
 
 def test_cosine_follows_whichever_of_time_and_updates_is_nearer_its_end():
@@ -98,9 +98,9 @@ def test_cosine_ends_with_the_time_and_goes_on_with_it_after_a_resume(tmp_path, 
         vae = VAE((1, 1), 2, (1, 8, 8), (4, 4), (1, 2))
         model = LitVAE(vae, schedule=Schedule("cosine", warmup_steps=0), ema_decay=0)
         save = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1)
-        options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-        trainer = pl.Trainer(callbacks=[clock, save], max_epochs=-1, max_time={"seconds": 100}, **options)
-        trainer.fit(model, ImageDataModule("digits", batch_size=32, validation=20, limit=96), ckpt_path=checkpoint)
+        data = ImageDataModule("digits", batch_size=32, validation=20, limit=96)
+        options = {"max_epochs": -1, "max_time": {"seconds": 100}, "enable_checkpointing": True}
+        trainer = train(model, data, clock, save, ckpt_path=checkpoint, **options)
         return trainer.global_step
 
     whole = [(1 + math.cos(math.pi * tenths / 10)) / 2 for tenths in range(10)]

@@ -1,6 +1,5 @@
 """Units left out in training: how they are drawn, that an update is theirs alone, and that a resume draws the same."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import Trainer
+from helpers_runs import CLASSIFIER, Stop, assert_same, callback, checkpoint, read, refused, stop, train
+from helpers_runs import command as fit_command
+from pytorch_lightning import Callback
 
 from resvae import ImageDataModule, LitClassifier, ResNetClassifier, load
 from resvae.cli import main
@@ -21,21 +22,9 @@ from resvae.training.subsets import RandomSubset, StochasticDepth, UnitSubset
 
 PRE = replace(HE, order="full_pre")
 # 3 batches an epoch
-CONFIG = """
-name: run
-seed_everything: 0
-data: {name: digits, batch_size: 16, validation: 20, limit: 48}
-model:
-  classifier: {depth: 8, image_shape: [1, 8, 8]}
-  ema_decay: 0.8
-  schedule: {kind: constant, warmup_steps: 0}
-  precision: fp32
-trainer:
-  max_epochs: 2
-  accelerator: cpu
-  callbacks: [{class_path: resvae.training.subsets.NAME, init_args: {ARGUMENTS}}]
-tracker: none
-save_every_n_steps: 1
+OPTIONS = """
+    --data.batch_size 16 --data.validation 20 --data.limit 48 --save_every_n_steps 1 --trainer.max_epochs 2
+    --model.ema_decay 0.8 --model.schedule.kind constant --model.schedule.warmup_steps 0
 """
 
 
@@ -45,10 +34,8 @@ def module(block: Any = PRE, **more: Any) -> LitClassifier:
     return LitClassifier(classifier, schedule=Schedule("constant", 0), precision="fp32", **more)
 
 
-def fit(lit: LitClassifier, subset: UnitSubset, **more: Any) -> None:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(callbacks=[subset], accelerator="cpu", enable_model_summary=False, **quiet, **more)
-    trainer.fit(lit, ImageDataModule("digits", batch_size=16, validation=20, limit=48))
+def fit(lit: LitClassifier, *callbacks: Callback, **more: Any) -> None:
+    train(lit, ImageDataModule("digits", batch_size=16, validation=20, limit=48), *callbacks, **more)
 
 
 def draws(subset: UnitSubset, num: int = 3000) -> np.ndarray:
@@ -101,7 +88,7 @@ def test_training_computes_the_units_drawn_and_validation_all_of_them():
     lit, computed = module(), []
     for unit in units(lit.classifier):
         unit.block.branch.register_forward_hook(lambda branch, *_: computed.append(branch.training))
-    fit(lit, RandomSubset(2), max_epochs=2, num_sanity_val_steps=0)
+    fit(lit, RandomSubset(2), max_epochs=2)
     epoch = [True] * 3 * 2 + [False] * 6
     assert computed == epoch * 2
     assert not any("forward" in unit.block.__dict__ for unit in units(lit))
@@ -115,52 +102,35 @@ def test_what_is_drawn_is_weighted_and_the_rest_handed_on():
     torch.testing.assert_close(unit.weighted(0.0, x), unit.carried(x), rtol=0, atol=0)
 
 
-def test_an_interrupted_network_is_whole_again(monkeypatch):
+def test_an_interrupted_network_is_whole_again():
     lit = module()
-    monkeypatch.setattr(lit, "training_step", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        fit(lit, RandomSubset(2), max_epochs=1)
+    with pytest.raises(RuntimeError, match="the cat"):
+        fit(lit, RandomSubset(2), Stop(1, hook="on_before_backward"))
     assert not any("forward" in unit.block.__dict__ for unit in units(lit))
 
 
-def command(folder: Path, name: str, arguments: str, *more: str) -> list[str]:
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(CONFIG.replace("NAME", name).replace("ARGUMENTS", arguments))
-    return ["fit", "--config", str(folder / "config.yaml"), "--runs", str(folder / "runs"), *more]
+def command(folder: Path, name: str, more: str = "", **arguments: float) -> list[str]:
+    subset = callback(f"resvae.training.subsets.{name}", **arguments)
+    return [*fit_command(folder, f"{OPTIONS} {more}", CLASSIFIER), *subset]
 
 
-def checkpoint(folder: Path, name: str = "last") -> dict[str, Any]:
-    return torch.load(folder / f"runs/run/checkpoints/{name}.ckpt", weights_only=True)
-
-
-@pytest.mark.parametrize(("name", "arguments"), [("RandomSubset", "num: 2"), ("StochasticDepth", "last: 0.4")])
-def test_a_run_goes_on_with_the_draws_that_it_would_have_had(tmp_path, monkeypatch, name, arguments):
-    def killed(self, batch, batch_idx):
-        if self.global_step == 4:
-            raise RuntimeError("the cat pulled the plug")
-        return original(self, batch, batch_idx)
-
+@pytest.mark.parametrize(("name", "arguments"), [("RandomSubset", {"num": 2}), ("StochasticDepth", {"last": 0.4})])
+def test_a_run_goes_on_with_the_draws_that_it_would_have_had(tmp_path, name, arguments):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert main(command(whole, name, arguments)) == 0
-    original = LitClassifier.training_step
-    with monkeypatch.context() as patch:
-        patch.setattr(LitClassifier, "training_step", killed)
-        with pytest.raises(RuntimeError, match="the cat"):
-            main(command(broken, name, arguments))
-    assert checkpoint(broken)["global_step"] == 4  # in the middle of the second epoch
-    assert main(command(broken, name, arguments, "--ckpt_path", "last")) == 0
-    here, there = checkpoint(broken), checkpoint(whole)
-    assert here["global_step"] == there["global_step"] == 6
-    for key in ("state_dict", "current_model_state"):  # the average, and what trains
-        assert here[key].keys() == there[key].keys()
-        assert all(torch.equal(value, there[key][tensor]) for tensor, value in here[key].items()), key
-    assert here["guard"] == there["guard"]
+    assert main(command(whole, name, **arguments)) == 0
+    with pytest.raises(RuntimeError, match="the cat"):
+        main([*command(broken, name, **arguments), *stop(4)])
+    assert checkpoint(broken / "runs/run")["global_step"] == 4  # in the middle of the second epoch
+    assert main(command(broken, name, "--ckpt_path last", **arguments)) == 0
+    here, there = checkpoint(broken / "runs/run"), checkpoint(whole / "runs/run")
+    assert here["global_step"] == 6
+    for key in ("state_dict", "current_model_state", "guard", "global_step"):  # the average, and what trains
+        assert_same(here[key], there[key], key)
     # what was validated is what is loaded: the whole network, with nothing to remember of how it was trained
     data, classifier = ImageDataModule("digits", validation=20), load(whole / "runs/run")
     with torch.no_grad():
         loss = F.cross_entropy(classifier(data.images("val")), data.labels("val"))
-    summary = json.loads((whole / "runs/run/summary.json").read_text())
-    assert loss.item() == pytest.approx(summary["val_loss"], rel=1e-4)
+    assert loss.item() == pytest.approx(read(whole / "runs/run/summary.json")["val_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +149,7 @@ def test_what_does_not_fit_is_refused(lit, subset, told):
 
 
 def test_what_does_not_fit_leaves_no_folder_behind(tmp_path, capsys):
-    assert main(command(tmp_path, "RandomSubset", "num: 70")) == 2
-    assert "num: 70 is not allowed" in capsys.readouterr().err
+    refused(capsys, command(tmp_path, "RandomSubset", num=70), "num: 70 is not allowed")
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,0 +1,212 @@
+"""The encoder and the decoder: a ResNet that states its channels and strides, and its mirror."""
+
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, channels_last, nn
+
+from resvae.errors import ResvaeError, at_least
+from resvae.networks.blocks import BlockConfig, ResidualBlock
+
+STEM_STRIDE = {"cifar": 1, "imagenet": 4, "none": 1}
+PerStage = Sequence[int]  # one number per stage
+
+
+class ResNetEncoder(nn.Module):
+    """Turn images into a pyramid of feature maps.
+
+    ::
+
+        x [B C H W] -> stem -> stage 0 -> stage 1 -> ... -> [B channels[-1] h w]
+                                  |          |                     |
+                             features[0]  features[1]  ...    features[-1]
+
+    Args:
+        image_shape: ``(C, H, W)``; the product of the strides must divide H and W.
+        blocks, widths: residual blocks (``depth.py`` computes them from one number) and channels per stage.
+        strides: down-sampling by the first block of each stage.
+        stem: ``cifar`` (3x3), ``imagenet`` (7x7 with stride 2, and max-pooling) or ``none``. Without a stem, the first
+            activation of a pre-activation order is applied to x itself.
+        stem_width: channels of the stem (default: ``widths[0]``). He's bottleneck networks have 16 (CIFAR, widths from
+            64) and 64 (ImageNet, widths from 256).
+
+    Attributes:
+        channels: the channels of each stage's map. strides: the image's size divided by that of each stage's map.
+        out_shape: ``(channels[-1], h, w)``, the shape of the last map.
+
+    Raises:
+        ResvaeError: tuples of different lengths, an unknown stem, an image size that the strides do not divide.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (3, 32, 32),
+        blocks: tuple[int, ...] = (1, 1, 1, 1),
+        widths: tuple[int, ...] = (64, 128, 256, 512),
+        strides: tuple[int, ...] = (1, 2, 2, 2),
+        stem: Literal["cifar", "imagenet", "none"] = "cifar",
+        stem_width: int | None = None,
+        config: BlockConfig = BlockConfig(),  # noqa: B008  frozen
+    ):
+        super().__init__()
+        if stem not in STEM_STRIDE:
+            raise ResvaeError(f"stem: {stem!r} is not allowed; one of {', '.join(STEM_STRIDE)}")
+        at_least(1, stem_width=stem_width)
+        size = _coarsest("encoder", image_shape, STEM_STRIDE[stem], blocks=blocks, widths=widths, strides=strides)
+        in_channels, height, width = image_shape
+        self.image_shape = (in_channels, height, width)
+        self.channels = tuple(widths)
+        self.strides = tuple(itertools.accumulate((STEM_STRIDE[stem], *strides), operator.mul))[1:]
+        self.out_shape = (widths[-1], *size)
+        channels = in_channels if stem == "none" else stem_width or widths[0]
+        self.stem = _stem(stem, in_channels, channels, config)
+        self.stages = _stages(channels, blocks, widths, strides, config, up=False, stem=stem != "none")
+        self.final = final_layers(widths[-1], config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x [B, C, H, W]``, floats of any scale, to the last map ``[B, channels[-1], h, w]``."""
+        return self.features(x)[-1]
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The map after each stage, finest first. ``forward`` returns the last."""
+        if x.ndim != 4 or x.shape[1] != self.image_shape[0]:
+            taken = f"{self.image_shape[0]} channels: (batch, {', '.join(map(str, self.image_shape))})"
+            raise ResvaeError(f"images: shape {tuple(x.shape)} does not fit this encoder, which takes {taken}")
+        h = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            h = stage(h)
+            maps.append(h)
+        return [*maps[:-1], self.final(h)]
+
+
+class ResNetDecoder(nn.Module):
+    """Turn a latent vector into a map of an image's size. It can be used alone as a generator.
+
+    ::
+
+        z [B D] -> dense -> [B widths[0] h w] -> stage 0 -> stage 1 -> ... -> convolution -> [B out_channels H W]
+
+    Args:
+        latent_dim: D.
+        image_shape: ``(C, H, W)``; the product of the strides must divide H and W.
+        out_channels: channels of the output (default: C). For a likelihood, pass its ``num_features``.
+        blocks, widths: residual blocks and channels per stage, coarsest first.
+        strides: up-sampling by the first block of each stage; (1, 2, 2, 2) mirrors an encoder with (1, 2, 2, 2).
+
+    Attributes:
+        in_shape: ``(widths[0], h, w)``, the shape of the map that ``decode_map`` takes.
+
+    Raises:
+        ResvaeError: tuples of different lengths, an image size that the strides do not divide, a size below 1.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        image_shape: tuple[int, int, int] = (3, 32, 32),
+        out_channels: int | None = None,
+        blocks: tuple[int, ...] = (1, 1, 1, 1),
+        widths: tuple[int, ...] = (512, 256, 128, 64),
+        strides: tuple[int, ...] = (1, 2, 2, 2),
+        config: BlockConfig = BlockConfig(),  # noqa: B008  frozen
+    ):
+        super().__init__()
+        size = _coarsest("decoder", image_shape, blocks=blocks, widths=widths, strides=strides)
+        out_channels = image_shape[0] if out_channels is None else out_channels
+        at_least(1, latent_dim=latent_dim, out_channels=out_channels)
+        self.latent_dim = latent_dim
+        self.in_shape = (widths[0], *size)
+        self.dense = nn.Linear(latent_dim, math.prod(self.in_shape))
+        self.stages = _stages(widths[0], blocks, widths, strides, config, up=True, stem=False)
+        self.final = final_layers(widths[-1], config)
+        self.out = nn.Conv2d(widths[-1], out_channels, 1)
+        nn.init.normal_(self.dense.weight, std=latent_dim**-0.5)
+        nn.init.zeros_(self.dense.bias)
+        start_small(self.out)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """``z [B, D]`` to ``[B, out_channels, H, W]``."""
+        return self.decode_map(self.dense(z).unflatten(1, self.in_shape))
+
+    def decode_map(self, h: Tensor) -> Tensor:
+        """A map ``[B, *in_shape]`` to ``[B, out_channels, H, W]``."""
+        h = h.contiguous(memory_format=channels_last)  # the dense layer's rows are channels-first
+        for stage in self.stages:
+            h = stage(h)
+        return self.out(self.final(h))
+
+
+def _stages(
+    in_channels: int, blocks: PerStage, widths: PerStage, strides: PerStage, config: BlockConfig, up: bool, stem: bool
+) -> nn.ModuleList:
+    """One ``nn.Sequential`` of blocks per stage; its first block changes the shape. ``stem``: behind a convolution."""
+    scale = config.scale(sum(blocks))
+    stages = nn.ModuleList()
+    for num, channels, stride in zip(blocks, widths, strides, strict=True):
+        stage = nn.Sequential()
+        for _ in range(num):
+            block = ResidualBlock(
+                in_channels, channels, stride=stride, up=up, config=config, residual_scale=scale, first=stem
+            )
+            stage.append(block)
+            in_channels, stride, stem = channels, 1, False
+        stages.append(stage)
+    return stages
+
+
+def final_layers(channels: int, config: BlockConfig) -> nn.Module:
+    """The normalisation and activation that end a pre-activation network (He 2016, appendix); else the identity."""
+    if not config.pre_activation:
+        return nn.Identity()
+    return nn.Sequential(config.make_norm(channels), config.make_activation())
+
+
+def start_small(last: nn.Conv2d) -> None:
+    """Initialise a decoder's last layer so that training starts from the likelihood's own start at any depth."""
+    nn.init.normal_(last.weight, std=0.1 * last.in_channels**-0.5)
+    assert last.bias is not None
+    nn.init.zeros_(last.bias)
+
+
+def _stem(kind: str, in_channels: int, channels: int, config: BlockConfig) -> nn.Sequential:
+    """The first layers. An activation follows unless blocks begin with one (He 2015, table 1)."""
+    if kind == "none":
+        return nn.Sequential()
+    kernel, stride = (3, 1) if kind == "cifar" else (7, 2)
+    convolution = nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=config.bias)
+    nn.init.kaiming_normal_(convolution.weight)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    stem = nn.Sequential(convolution)
+    if not config.pre_activation:
+        stem.extend([config.make_norm(channels), config.make_activation()])
+    if kind == "imagenet":
+        stem.append(nn.MaxPool2d(3, 2, 1))
+    return stem
+
+
+def _coarsest(name: str, image_shape: Sequence[int], stem_stride: int = 1, **stages: PerStage) -> tuple[int, int]:
+    """Height and width of the coarsest map of images ``(C, H, W)``, after all checks of the sizes."""
+    if len(set(map(len, stages.values()))) != 1:
+        said = ", ".join(f"{field} {tuple(value)}" for field, value in stages.items())
+        raise ResvaeError(f"{name}: {said} must each have one number per stage")
+    for field, value in stages.items():
+        if not value or min(value) < 1:
+            raise ResvaeError(f"{name}: {field} {tuple(value)} is not allowed; each must be at least 1")
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ResvaeError(f"{name}: image_shape {tuple(image_shape)} is not allowed; give (channels, height, width)")
+    _, height, width = image_shape
+    total = stem_stride * math.prod(stages["strides"])
+    for size in (height, width):
+        if size % total:
+            below = size - size % total
+            nearest = f"{below} and {below + total}" if below else f"{total} and {2 * total}"
+            raise ResvaeError(
+                f"image size: {height}x{width} is not divisible by the {name}'s strides, {total} in all; "
+                f"the nearest to {size} are {nearest}"
+            )
+    return height // total, width // total
