@@ -49,19 +49,15 @@ def test_labels_stay_with_their_images_and_batches_share_no_memory_with_the_set(
         assert torch.equal(x[:, 0, 0, 0].long(), y + 1)
         x.zero_()
         y.zero_()
-    assert torch.equal(images.x, numbered(50).x)
-    assert torch.equal(images.y, numbered(50).y)
+    assert same([images.x, images.y], [numbered(50).x, numbered(50).y])
 
 
 def test_crop_is_a_window_of_the_padded_image_each_as_likely() -> None:
     height, width, padding, batch = 4, 6, 2, 5000
     image = np.arange(1, 2 * height * width + 1, dtype=np.uint8).reshape(2, height, width)
     padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
-    windows = {
-        padded[:, top : top + height, left : left + width].tobytes(): (top, left)
-        for top in range(2 * padding + 1)
-        for left in range(2 * padding + 1)
-    }
+    corners = np.ndindex(2 * padding + 1, 2 * padding + 1)
+    windows = {padded[:, top : top + height, left : left + width].tobytes(): (top, left) for top, left in corners}
     out = random_crop(np.broadcast_to(image, (batch, *image.shape)), padding, np.random.default_rng(0))
     places = np.array([windows[crop.tobytes()] for crop in out])
     counts = np.histogram2d(places[:, 0], places[:, 1], bins=5)[0]

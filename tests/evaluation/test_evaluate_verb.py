@@ -44,11 +44,7 @@ def test_everything_at_once(there, tmp_path, capsys):
     assert (report["arguments"]["latent_dim"], report["resvae"]) == (4, __version__)
     assert [bound["k"] for bound in report["importance_curve"]] == [1, 10, 12]
     assert (report["distances"]["features"], report["distances"]["generated"]) == ("classifier", 30)
-    assert (report["probe"]["train_images"], report["probe"]["test_images"], report["probe"]["classes"]) == (
-        100,
-        40,
-        10,
-    )
+    assert [report["probe"][name] for name in ("train_images", "test_images", "classes")] == [100, 40, 10]
     assert {score["representation"]: score["accuracy"] for score in report["probe"]["scores"]}["raw pixels"] > 0.5
     assert [found["space"] for found in report["neighbours"]] == ["pixels", "classifier"]
     table = out.with_suffix(".md").read_text()
