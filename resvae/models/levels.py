@@ -34,6 +34,8 @@ class Level(nn.Module):
     latents of all ``num_levels`` of the network together add a variance of 1 to h at the start.
     """
 
+    hidden_layers = ("posterior_net", "project")
+
     def __init__(self, channels: int, latent_channels: int, num_levels: int, config: BlockConfig):
         super().__init__()
         self.prior_net = nn.Sequential(config.make_activation(), nn.Conv2d(channels, 2 * latent_channels, 1))

@@ -106,6 +106,8 @@ class ResidualBlock(nn.Module):
     weights of the branch's last layer are multiplied by ``residual_scale``.
     """
 
+    hidden_layers = ("branch", "shortcut")  # whose convolutions lie between a stem and the heads
+
     def __init__(
         self,
         in_channels: int,

@@ -85,3 +85,10 @@ def replaced(forwards: Iterable[tuple[Unit, Forward]]) -> Iterator[None]:
     finally:
         for block in changed:
             block.__dict__.pop("forward", None)
+
+
+def hidden_convolutions(module: nn.Module) -> list[nn.Conv2d | nn.ConvTranspose2d]:
+    """The convolutions between a stem and the heads, once each: what the modules name in ``hidden_layers``."""
+    named = [getattr(part, name) for part in module.modules() for name in getattr(part, "hidden_layers", ())]
+    layers = [layer for each in named for layer in each.modules()]
+    return list(dict.fromkeys(layer for layer in layers if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)))

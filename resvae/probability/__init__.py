@@ -11,6 +11,7 @@ from resvae.probability.likelihoods import (
     make_likelihood,
 )
 from resvae.probability.objective import ElboTerms, KlSchedule, importance_bound, running_bound, weighted_elbo
+from resvae.probability.subpixel import SubPixelMixture as SubPixelMixture
 
 __all__ = [
     "Bernoulli",

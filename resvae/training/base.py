@@ -23,6 +23,7 @@ from resvae.models.registry import registered
 from resvae.storage import build, describe
 from resvae.training.callbacks import ExponentialAverage, Throughput, images_of
 from resvae.training.guard import GradientGuard
+from resvae.training.muon import mark_hidden
 from resvae.training.schedule import Schedule
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -126,6 +127,7 @@ class LitModel(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """The optimiser with its schedule; a plateau watches ``val/loss`` once per epoch."""
+        mark_hidden(self.model)
         optimizer = self.optimizer(self.model.parameters())
         if self.schedule.kind == "plateau":
             s = self.schedule

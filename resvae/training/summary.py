@@ -14,6 +14,7 @@ from resvae.files import write_text
 from resvae.provenance import commit, hardware
 from resvae.runs.folder import SUMMARY
 from resvae.training.callbacks import Throughput
+from resvae.training.muon import Muon
 
 
 class Summary(Callback):
@@ -52,6 +53,11 @@ class Summary(Callback):
             f"{self._about['model']}, {self._about['parameters']:,} parameters, on {data.num_train:,} images "
             f"({data.num_val:,} to validate) -> {self.folder}",
         )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note which optimiser has which weights."""
+        (optimizer,) = trainer.optimizers
+        self._about["optimizer"] = optimizer.text() if isinstance(optimizer, Muon) else type(optimizer).__name__
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Update the minima and print the epoch."""

@@ -1,0 +1,152 @@
+"""Four sub-images in turn: exact probabilities, samples and means, and no look at what comes later."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from resvae import VAE, HierarchicalVAE, load, save
+from resvae.errors import ResvaeError
+from resvae.probability import DiscretizedLogisticMixture, make_likelihood
+from resvae.probability.subpixel import ORDER, SubPixelMixture, to_depth, to_space
+
+
+@pytest.fixture
+def likelihood() -> SubPixelMixture:
+    """One whose layers matter: its context and its output start small."""
+    torch.manual_seed(0)
+    made = SubPixelMixture(2, num_mixtures=3, width=5)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return made
+
+
+def features(batch: int = 2, size: int = 4) -> torch.Tensor:
+    return torch.randn(batch, 5, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def of_values(mixture: DiscretizedLogisticMixture, row: int, column: int, values: torch.Tensor) -> torch.Tensor:
+    """The log-probability of each grey value at a pixel, float64."""
+    parts = (mixture.logits, mixture.loc, mixture.log_scale, mixture.coefficients)
+    one = DiscretizedLogisticMixture(*(part[..., row : row + 1, column : column + 1] for part in parts))
+    return one.log_prob(values.view(-1, 1, 1, 1, 1)).flatten().double()
+
+
+def test_depth_and_space_are_inverse_and_each_sub_image_is_a_place_of_the_squares():
+    x = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
+    assert torch.equal(to_space(to_depth(x)), x)
+    for (row, column), part in zip(ORDER, to_depth(x).chunk(4, 1), strict=True):
+        assert torch.equal(part, x[..., row::2, column::2])
+
+
+def test_no_conditional_depends_on_its_own_or_a_later_sub_image(likelihood):
+    x = torch.rand(1, 2, 4, 4)
+    p = likelihood(features(1))
+    before = to_depth(p.given(x).loc.flatten(1, 2)).chunk(4, 1)
+    for changed in range(4):
+        other = to_depth(x)
+        other[:, 2 * changed : 2 * changed + 2] = torch.rand(1, 2, 2, 2)
+        after = to_depth(p.given(to_space(other)).loc.flatten(1, 2)).chunk(4, 1)
+        assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [i <= changed for i in range(4)]
+
+
+def test_the_256_values_of_each_pixel_sum_to_1_given_those_before():
+    torch.manual_seed(0)
+    likelihood = SubPixelMixture(1, num_mixtures=2, width=5)
+    x = torch.randint(256, (1, 1, 4, 4)) / 255
+    mixture = likelihood(features(1)).given(x)
+    for row, column in itertools.product(range(4), repeat=2):
+        total = of_values(mixture, row, column, torch.arange(256) / 255).logsumexp(0)
+        assert total.exp().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_all_images_of_2x2_together_have_probability_1():
+    torch.manual_seed(0)
+    likelihood = SubPixelMixture(1, num_mixtures=2, width=3)
+    for parameter in likelihood.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    p = likelihood(torch.randn(1, 3, 2, 2))
+    # Few grey levels: a value stands for its whole bin of 64, whose probability is the sum over the bin.
+    values = torch.arange(256).view(4, 64) / 255
+    total = 0.0
+    for first, second, third in itertools.product(range(4), repeat=3):
+        levels = [values[i][32] for i in (first, second, third)]  # given by one value of each bin
+        x = torch.zeros(1, 1, 2, 2)
+        log = torch.zeros((), dtype=torch.double)
+        for (row, column), level, index in zip(ORDER, [*levels, None], [first, second, third, None], strict=True):
+            mixture = p.given(x)
+            bins = values[index] if index is not None else torch.arange(256) / 255
+            log = log + of_values(mixture, row, column, bins).logsumexp(0)
+            if level is not None:
+                x[..., row, column] = level
+        total += log.exp().item()
+    assert total == pytest.approx(1, abs=1e-4)
+
+
+def test_log_prob_is_the_sum_of_the_conditionals_and_takes_many_samples(likelihood):
+    p = likelihood(features())
+    x = p.sample((3,))
+    assert x.shape == (3, 2, 2, 4, 4)
+    assert torch.equal((x * 255).round(), x * 255)
+    log_probs = p.log_prob(x)
+    assert log_probs.shape == (3, 2)
+    torch.testing.assert_close(log_probs[1], p.given(x[1]).log_prob(x[1]))
+
+
+def test_samples_are_as_probable_as_their_entropy_says_and_look_at_each_other():
+    torch.manual_seed(0)
+    likelihood = SubPixelMixture(1, num_mixtures=1, width=2)
+    torch.nn.init.normal_(likelihood.context.weight, std=2.0)
+    torch.nn.init.normal_(likelihood.out.weight, std=1.0)
+    p = likelihood(torch.randn(1, 2, 2, 2).expand(4000, -1, -1, -1))
+    x, y = p.sample(), p.sample()
+    assert p.log_prob(x).mean().item() == pytest.approx(p.log_prob(y).mean().item(), rel=0.02)
+    mixed = torch.where(torch.eye(2, dtype=torch.bool), x, y)  # the second diagonal of another image
+    assert p.log_prob(mixed).mean() < p.log_prob(x).mean() - 0.05
+
+
+def test_the_mean_is_each_sub_images_given_the_means_before(likelihood):
+    p = likelihood(features())
+    mean = p.mean
+    torch.testing.assert_close(mean, p.given(mean).mean)
+    assert mean.min() >= 0
+    assert mean.max() <= 1
+
+
+@pytest.mark.parametrize("model", [VAE, HierarchicalVAE])
+def test_models_train_score_sample_and_are_saved_with_it(tmp_path, model):
+    torch.manual_seed(0)
+    small = {"image_shape": (1, 8, 8), "widths": (8, 16), "strides": (1, 2)}
+    vae = model(16, likelihood={"name": "subpixel_mixture", "width": 8, "num_mixtures": 2}, **small)
+    x = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+    terms = vae.elbo(x)
+    (-terms.elbo.mean()).backward()
+    assert all(p.grad is not None for p in vae.likelihood.parameters())
+    assert 5 < -terms.log_likelihood.mean() / (64 * math.log(2)) < 12
+    vae.eval()
+    assert vae.sample(2).shape == vae.reconstruct(x[:2]).shape == (2, 1, 8, 8)
+    assert vae.interpolate(x[:1], x[1:2], 3).shape == (1, 3, 1, 8, 8)
+    torch.manual_seed(0)
+    tight = vae.log_likelihood(x, 30).mean()
+    assert tight > vae.elbo(x).elbo.mean() - 5
+    twin = load(save(vae, tmp_path / "saved"))
+    torch.testing.assert_close(twin.reconstruct(x), vae.reconstruct(x))
+
+
+def test_a_batch_mate_never_changes_a_result(likelihood):
+    x = torch.rand(3, 2, 4, 4)
+    together, alone = likelihood(features(3)).log_prob(x), likelihood(features(3)[:1]).log_prob(x[:1])
+    torch.testing.assert_close(together[:1], alone)
+
+
+def test_bad_shapes_are_refused_in_one_line(likelihood):
+    with pytest.raises(ResvaeError, match=r"features: shape \(1, 5, 3, 4\) .* H and W even"):
+        likelihood(torch.zeros(1, 5, 3, 4))
+    with pytest.raises(ResvaeError, match=r"likelihood\.colours: 3 .*subpixel_mixture takes num_mixtures, width"):
+        make_likelihood({"name": "subpixel_mixture", "colours": 3}, 1)
+    with pytest.raises(ResvaeError, match="width: 0 is not allowed"):
+        make_likelihood({"name": "subpixel_mixture", "width": 0}, 3)
+    assert math.isfinite(
+        make_likelihood("subpixel_mixture", 3)(torch.zeros(1, 64, 2, 2)).log_prob(torch.ones(1, 3, 2, 2))
+    )

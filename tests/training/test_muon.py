@@ -1,0 +1,124 @@
+"""Muon: orthogonal updates where they belong, AdamW elsewhere, and a state that resumes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from resvae import VAE, HierarchicalVAE, LitVAE, ResNetClassifier
+from resvae.errors import ResvaeError
+from resvae.training.muon import Muon, mark_hidden, orthogonalised
+
+SMALL = {"image_shape": (1, 8, 8), "widths": (8, 16), "strides": (1, 2)}
+
+
+def model(seed: int = 0) -> HierarchicalVAE:
+    torch.manual_seed(seed)
+    vae = HierarchicalVAE(16, levels=2, latent_channels=4, **SMALL)  # pyright: ignore[reportArgumentType]
+    mark_hidden(vae)
+    return vae
+
+
+def train(vae: HierarchicalVAE, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        torch.manual_seed(step)
+        loss = -vae.elbo(torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8)).elbo.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 30), (2, 30, 4)])
+def test_singular_values_become_about_1_and_directions_stay(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    made = orthogonalised(1e-3 * matrices)
+    values = torch.linalg.svdvals(made)
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    exact = u @ vh
+    assert (made * exact).sum((1, 2)).div(made.norm(dim=(1, 2)) * exact.norm(dim=(1, 2))).min() > 0.9
+    torch.testing.assert_close(orthogonalised(matrices.mT), orthogonalised(matrices).mT)
+
+
+@pytest.mark.parametrize(
+    ("make", "inside", "outside"),
+    [
+        (lambda: VAE(16, 4, **SMALL), {"encoder.stages.0.0.branch", "decoder.stages"}, {"stem", "head", "dense"}),
+        (model, {"posterior_net.1", "project", "branch"}, {"prior_net", "encoder.stem", "out.weight", "start"}),
+        (lambda: ResNetClassifier(depth=8, image_shape=(1, 8, 8)), {"encoder.stages"}, {"classifier", "stem"}),
+    ],
+)
+def test_hidden_are_the_convolutions_of_blocks_and_latents_alone(make, inside, outside):
+    made = make()
+    mark_hidden(made)
+    hidden = {name: p for name, p in made.named_parameters() if hasattr(p, "hidden")}
+    assert all(p.ndim == 4 for p in hidden.values())
+    for part in inside:
+        assert any(part in name for name in hidden), part
+    for part in outside:
+        assert not any(part in name for name in hidden), part
+    told = Muon(made.parameters()).text()
+    assert told.startswith(f"Muon on {len(hidden)} hidden convolutions ({sum(p.numel() for p in hidden.values()):,}")
+
+
+def test_a_transposed_convolution_is_updated_as_its_outputs_are():
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(6, 4, 3, 3), torch.randn(6, 4, 3, 3)  # outputs, inputs
+    updated = []
+    for hidden, view in (("convolution", lambda w: w), ("transposed", lambda w: w.transpose(0, 1))):
+        p = nn.Parameter(view(weight).clone())
+        p.hidden, p.grad = hidden, view(gradient).clone()  # pyright: ignore[reportAttributeAccessIssue]
+        Muon([p], lr=0.1).step()
+        updated.append(view(p.detach()))
+    torch.testing.assert_close(*updated)
+    change = (updated[0] - weight * (1 - 0.1 * 0.01)).flatten(1)
+    assert change.square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.2)  # as large as AdamW's
+
+
+def test_other_parameters_are_updated_by_adamw():
+    ours, torchs = (nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)) for _ in range(2))
+    muon = Muon([ours], adamw_lr=0.01)
+    adamw = torch.optim.AdamW([torchs], lr=0.01, betas=(0.9, 0.95), weight_decay=0.01)
+    for step in range(5):
+        for p, optimizer in ((ours, muon), (torchs, adamw)):
+            p.grad = torch.sin(p.detach() * (step + 1))
+            optimizer.step()
+    torch.testing.assert_close(ours, torchs)
+
+
+def test_it_resumes_bit_for_bit_and_learns():
+    whole, broken = model(), model()
+    optimizer = Muon(whole.parameters())
+    losses = train(whole, optimizer, range(12))
+    first = Muon(broken.parameters())
+    train(broken, first, range(6))
+    state = copy.deepcopy(first.state_dict())
+    resumed = Muon(broken.parameters())
+    resumed.load_state_dict(state)
+    assert train(broken, resumed, range(6, 12)) == losses[6:]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), broken.parameters(), strict=True))
+    assert losses[-1] < losses[0]
+
+
+def test_an_update_that_the_guard_refuses_changes_nothing():
+    vae = model()
+    optimizer = Muon(vae.parameters())
+    train(vae, optimizer, range(2))
+    before = [p.detach().clone() for p in vae.parameters()]
+    optimizer.zero_grad()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
+
+
+def test_training_marks_the_weights_and_bad_values_are_refused():
+    module = LitVAE(VAE(16, 4, **SMALL), optimizer=Muon)  # pyright: ignore[reportArgumentType]
+    mark_hidden(module.vae)
+    assert [group["muon"] for group in module.optimizer(module.vae.parameters()).param_groups] == [True, False]
+    for bad, told in (({"lr": -1}, "lr: -1"), ({"momentum": 1.0}, "momentum: 1.0"), ({"betas": (0.9, 2)}, "betas: 2")):
+        with pytest.raises(ResvaeError, match=rf"optimizer\.{told} is not allowed"):
+            Muon(module.vae.parameters(), **bad)  # pyright: ignore[reportArgumentType]
