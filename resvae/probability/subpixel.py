@@ -28,7 +28,7 @@ class SubPixelMixture(Likelihood):
 
     The sub-images are the pixels at the four places of each square of 2x2 (Menick & Kalchbrenner 2019, in two
     dimensions). A convolution's mask lets each place see only those before it, so that one pass gives the exact
-    log-probability of all of them; sampling takes four passes.
+    log-probability of all of them; sampling takes four passes. Under autocast these layers are lowered, as a decoder's.
 
     Args:
         channels: C, any number.

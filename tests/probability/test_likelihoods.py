@@ -43,7 +43,7 @@ def test_contract(name, channels):
     assert p.mean.shape == p.sample().shape == x.shape
     floor = likelihood.floor(x)
     assert floor is None or floor.shape == (2,)
-    assert likelihood.discrete == name.startswith("discretized")
+    assert likelihood.discrete == ("logistic" in name or "mixture" in name)
     assert not p.sample().requires_grad
 
 
@@ -66,7 +66,8 @@ def test_autocast_changes_nothing_but_the_features(name):
         p = likelihood(features, x)
         log_prob, mean, sample = p.log_prob(x), p.mean, p.sample()
     assert log_prob.dtype == mean.dtype == sample.dtype == torch.float32
-    torch.testing.assert_close(log_prob, expected.log_prob(x), rtol=1e-6, atol=0)
+    layers = any(True for _ in likelihood.parameters())  # these are lowered, as those of a decoder are
+    torch.testing.assert_close(log_prob, expected.log_prob(x), rtol=1e-3 if layers else 1e-6, atol=0)
 
 
 def test_one_graph_with_the_same_values_and_gradients(name):
