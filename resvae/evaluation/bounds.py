@@ -79,6 +79,7 @@ class Bounds(Measure):
         self._active = ActiveUnits()
 
     def update(self, x: Encoded, y: Tensor | None) -> None:
+        """Take a batch's terms of the ELBO, its importance-weighted bounds and its shifts."""
         model = self.asked.model
         self._terms.append(model.elbo(x))
         if self._left > 0:
@@ -87,6 +88,7 @@ class Bounds(Measure):
         self._active.update(model.shift(x))
 
     def finish(self, samples: Tensor) -> Found:
+        """The means over all images, and the number of active units."""
         terms, bound = self._terms, torch.cat(self._bounds, 1)
         elbo, kl = _mean(t.elbo for t in terms).item(), _mean(t.kl for t in terms)
         log_likelihood = _mean(t.log_likelihood for t in terms).item()

@@ -22,12 +22,14 @@ class Classification(Measure):
         self._labels: list[Tensor] = []
 
     def update(self, x: Any, y: Tensor | None) -> None:
+        """Keep a batch's logits and labels."""
         if y is None:
             raise ResvaeError("images: batches without labels are not allowed for a classifier; give (images, labels)")
         self._logits.append(self.asked.model(x).cpu())
         self._labels.append(y.cpu())
 
     def finish(self, samples: Tensor) -> Found:
+        """The share of errors and the cross-entropy."""
         logits, y = torch.cat(self._logits), torch.cat(self._labels)
         self.asked.model.check_labels(y, self.asked.sets.name if self.asked.sets else "the batches")
         error = (logits.argmax(1) != y).double().mean().item()

@@ -70,6 +70,7 @@ class GeneratedDistances(Measure):
             self.generated = asked.num_generated or len(asked.tested()[0])
 
     def finish(self, samples: Tensor) -> Found:
+        """FID and KID between the measured images and the samples."""
         if self.asked.features is None:
             return Found({"distances": None})
         name, network = self.asked.features

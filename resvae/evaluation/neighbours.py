@@ -61,6 +61,7 @@ class NearestImages(Measure):
             asked.train()
 
     def finish(self, samples: Tensor) -> Found:
+        """Find the training images nearest to samples and to the measured images."""
         asked, found, rows, protocol, pictures = self.asked, [], [], [], {}
         spaces = [("pixels", None), *([asked.features] if asked.features else [])]
         for space, embed in spaces if asked.neighbours else []:

@@ -99,6 +99,7 @@ class LinearProbe(Measure):
             asked.train()
 
     def finish(self, samples: Tensor) -> Found:
+        """Train a linear classifier on each representation, and test it."""
         asked = self.asked
         if asked.probe_images is None:
             return Found({"probe": None})

@@ -29,6 +29,7 @@ class Reconstruction(Measure):
         self._pairs: list[Tensor] = []  # [2, B, C, H, W]
 
     def update(self, x: Encoded, y: Tensor | None) -> None:
+        """Compare a batch with its reconstructions."""
         reconstruction = self.asked.model.reconstruct(x)
         for metric in self._metrics.values():
             metric.update(reconstruction, x.x)
@@ -36,6 +37,7 @@ class Reconstruction(Measure):
             self._pairs.append(torch.stack([x.x, reconstruction])[:, :SHOWN].cpu())
 
     def finish(self, samples: Tensor) -> Found:
+        """The two figures, and the pictures."""
         figures = {name: metric.compute().item() for name, metric in self._metrics.items()}
         rows = [("PSNR, dB", f"{figures['psnr']:.2f}")]
         if "ssim" in figures:

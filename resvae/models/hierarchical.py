@@ -175,13 +175,16 @@ class HierarchicalVAE(ImageVAE):
         return joined(self.descend(self._tempered(temperature), num=num)[1])
 
     def prior_images(self, num: int, temperature: float | Sequence[float] = 1.0) -> Distribution:
+        """As ``ImageVAE`` says; the decoder runs once."""
         return self.descend(self._tempered(temperature), num=num)[0]
 
     def at_mean(self, x: Tensor | Encoded) -> tuple[Tensor, Distribution]:
+        """As ``ImageVAE`` says; the decoder runs once."""
         p, visits = self.descend(mean_of, x, fit=False)
         return joined(visits), p
 
     def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
+        """As ``ImageVAE`` says; the encoder runs once."""
         seen = self.encoded(x)
         for _ in range(num_samples):
             p, visits = self.descend(sample_of, seen, fit=False)

@@ -34,6 +34,7 @@ class OneLatentVAE(ImageVAE):
         return q
 
     def decode(self, z: Tensor) -> Distribution:
+        """p(x|z) for ``z [B, D]``."""
         return self.likelihood(self.decoder(z))
 
     def sample_prior(self, num: int, temperature: float | Sequence[float] = 1.0) -> Tensor:
@@ -50,6 +51,7 @@ class OneLatentVAE(ImageVAE):
         return self._terms(log_likelihood, kl_divergence(q, _standard(q.mean))[:, None], seen.x)
 
     def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
+        """As ``ImageVAE`` says; the encoder runs once."""
         seen = self.encoded(x)
         q = self.posterior(seen)
         prior = _standard(q.mean)
@@ -130,6 +132,7 @@ class VAE(OneLatentVAE):
         return self.head(self.encoder(2 * x - 1).flatten(1)).float().chunk(2, 1)
 
     def posterior(self, x: Tensor | Encoded) -> Independent:
+        """q(z|x), event shape ``[D]``."""
         mean, log_scale = self.encoded(x).features
         # A soft clamp (NVAE, Vahdat & Kautz 2020, appendix): e^-5 < scale < e^5 with a gradient everywhere.
         return gaussian(mean, (5 * torch.tanh(log_scale / 5)).exp())
