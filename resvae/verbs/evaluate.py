@@ -54,7 +54,7 @@ def evaluate(
         features=network,
         probe_images=probe_images if probe else None,
         pictures=out is not None,
-        more=(),
+        more=(),  # classes; given here so that they are no option of the command line
         source=model,
         track=progress,
         **measure,
