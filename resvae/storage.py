@@ -51,6 +51,7 @@ def build(description: dict[str, Any], where: str = "description") -> ImageModel
             f"{where}: model {name!r} is not known; one of {', '.join(MODELS)}, or import the module that registers"
             " it first (on the command line: RESVAE_IMPORT=my_module)"
         )
+    given = MODELS[name].earlier | given
     arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     try:
         if isinstance(arguments.get("block"), dict):

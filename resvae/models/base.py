@@ -27,6 +27,7 @@ class ImageModel(nn.Module, ABC):
     field: ClassVar[str]  # its name in configurations (``model.vae``) and in checkpoints (``vae.``)
     image_shape: Shape
     arguments: dict[str, Any] | None = None  # the constructor's, as JSON can hold them; None: it cannot be saved
+    earlier: ClassVar[dict[str, Any]] = {}  # values of arguments newer than saved models, where not today's defaults
 
     @abstractmethod
     def figures(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -2,15 +2,27 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
-from torch.distributions.kl import kl_divergence
 
 from resvae.errors import ResvaeError, at_least
 from resvae.models.base import Encoded, ImageVAE, Shape, json_arguments, level_temperatures
-from resvae.models.levels import Choose, Level, LevelsPosterior, Visit, given, joined, log_prob, mean_of, sample_of
+from resvae.models.levels import (
+    Choose,
+    Level,
+    LevelsPosterior,
+    PosteriorKind,
+    Visit,
+    given,
+    joined,
+    log_prob,
+    mean_of,
+    sample_of,
+)
 from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetEncoder, latent_levels, vae_blocks
 from resvae.networks.blocks import ResidualBlock
@@ -26,7 +38,7 @@ class HierarchicalVAE(ImageVAE):
 
         x [B C H W] -> encoder -> features, a map per resolution
                                       |
-        start -> level -> block -> level -> block -> ... -> [B widths[0] H W] -> likelihood -> p(x|z)
+        start -> level -> block -> level -> block -> ... -> [B P H W] -> likelihood -> p(x|z)
 
                   +-> prior p(z_l | z_<l) --------------+
         a level:  h                                     +-> z_l -> 1x1 -> + -> h
@@ -41,19 +53,25 @@ class HierarchicalVAE(ImageVAE):
         depth: as in ``VAE``: weighted layers on the main path, 2 c B + 4 with B blocks of c convolutions, or blocks per
             stage as a tuple. The levels' own convolutions, one for all of them on each side, are part of the 4.
         levels: groups of latents per resolution, coarsest first, or their number, distributed by ``latent_levels``.
-            Level 0 is the coarsest. Independent of ``depth``.
+            Level 0 is the coarsest. Independent of ``depth``: where they outnumber its blocks, several stand in a row.
         latent_channels: K, channels of each level's latents.
-        image_shape: ``(C, H, W)``; the product of ``strides`` must divide H and W.
+        image_shape: ``(C, H, W)``; ``patch`` times the product of ``strides`` must divide H and W.
         widths: channels per stage, finest first; the decoder has them in reverse.
         strides: down-sampling at the start of each stage, undone at its end; (1, 2, 2, 2, 4) goes from 32x32 to 1x1.
         block: what a block is made of.
         likelihood: as in ``VAE``.
         stochastic_depth: how many of the levels have latents, spread evenly from level 0 on; the others take their
             prior's mean, and their KL is 0. Default: all. It can be set on a trained model too.
+        patch: encoder and decoder see squares of ``patch`` x ``patch`` pixels as one pixel each (1, 2, 4).
+        level_block: whether a residual block of its own follows each level. ``depth`` does not count it.
+        posterior: how a level's posterior reads the decoder's state and the encoder's features; ``concat_1x1``,
+            ``concat_3x3`` or ``sum_3x3``.
 
     Raises:
         ResvaeError: a depth or levels that do not fit the stages, an image size that the strides do not divide.
     """
+
+    earlier: ClassVar = {"level_block": False, "posterior": "concat_3x3"}
 
     def __init__(
         self,
@@ -66,6 +84,9 @@ class HierarchicalVAE(ImageVAE):
         block: BlockConfig = BlockConfig(),  # noqa: B008  frozen
         likelihood: LikelihoodChoice = "discretized_mixture",
         stochastic_depth: int | None = None,
+        patch: int = 1,
+        level_block: bool = True,
+        posterior: PosteriorKind = "concat_1x1",
     ):
         super().__init__()
         self.arguments = json_arguments(locals())
@@ -74,22 +95,25 @@ class HierarchicalVAE(ImageVAE):
         placed = latent_levels(levels, len(widths))
         self.num_levels = sum(placed)
         self.likelihood = make_likelihood(likelihood, image_shape[0])
-        self.encoder = ResNetEncoder(image_shape, blocks, widths, strides, config=block)
+        self.encoder = ResNetEncoder(image_shape, blocks, widths, strides, config=block, patch=patch)
         self.image_shape = self.encoder.image_shape
         self.start = nn.Parameter(torch.zeros(self.encoder.out_shape))
         self.stages = nn.ModuleList()
-        scale = block.scale(sum(blocks))
+        scale = block.scale(sum(blocks) + (self.num_levels if level_block else 0))
         for i in reversed(range(len(widths))):  # coarsest first; the last block of each stage goes up to the next
             stage = nn.ModuleList()
             width, num, within = widths[i], blocks[i], placed[len(widths) - 1 - i]
             for j in range(num):
                 for _ in range(math.ceil((j + 1) * within / num) - math.ceil(j * within / num)):
-                    stage.append(Level(width, latent_channels, self.num_levels, block))
+                    stage.append(Level(width, latent_channels, self.num_levels, block, posterior))
+                    if level_block:
+                        stage.append(ResidualBlock(width, width, config=block, residual_scale=scale))
                 out, stride = (widths[max(i - 1, 0)], strides[i]) if j == num - 1 else (width, 1)
                 stage.append(ResidualBlock(width, out, stride=stride, up=True, config=block, residual_scale=scale))
             self.stages.append(stage)
         self.final = final_layers(widths[0], block)
-        self.out = nn.Conv2d(widths[0], self.likelihood.num_features, 1)
+        self.out = nn.Conv2d(widths[0], self.likelihood.num_features * patch**2, 1)
+        self.patch = patch
         start_small(self.out)
         _, height, width = self.image_shape
         self.latent_shapes = [  # of each level, (K, h, w)
@@ -146,7 +170,8 @@ class HierarchicalVAE(ImageVAE):
                     visits.append(Visit(z, prior, posterior))
                 h = h + module.project(z)
                 level += 1
-        return self.likelihood(self.out(self.final(h)), seen.x if seen is not None and fit else None), visits
+        features = F.pixel_shuffle(self.out(self.final(h)), self.patch)
+        return self.likelihood(features, seen.x if seen is not None and fit else None), visits
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """A map per resolution, the coarsest first."""
@@ -159,7 +184,7 @@ class HierarchicalVAE(ImageVAE):
         kl = seen.x.new_zeros(len(seen), self.num_levels)
         for level, visit in zip(self.stochastic, visits, strict=True):
             assert visit.posterior is not None
-            kl[:, level] = kl_divergence(visit.posterior, visit.prior).flatten(1).sum(1)
+            kl[:, level] = visit.posterior.kl().flatten(1).sum(1)
         return self._terms(p.log_prob(seen.x), kl, seen.x)
 
     def posterior(self, x: Tensor | Encoded) -> LevelsPosterior:

@@ -3,16 +3,19 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, constraints
 from torch.types import _size
 
+from resvae.errors import ResvaeError
 from resvae.models.base import Encoded
 from resvae.networks import BlockConfig
 from resvae.networks.blocks import SECOND_MOMENT
+
+PosteriorKind = Literal["concat_1x1", "concat_3x3", "sum_3x3"]
 
 # Given a level's number, prior and posterior (None without an image): the latents that the decoder continues with.
 Choose = Callable[[int, Normal, Normal | None], Tensor]
@@ -24,31 +27,52 @@ class Visit:
 
     z: Tensor  # as all: [B, K, h, w]
     prior: Normal
-    posterior: Normal | None  # None where there is no image
+    posterior: "RelativeNormal | None"  # None where there is no image
+
+
+class RelativeNormal(Normal):
+    """N(m + shift, s e^log_factor), where m and s are those of a ``prior``."""
+
+    def __init__(self, prior: Normal, shift: Tensor, log_factor: Tensor):
+        self.prior_scale, self.shift, self.log_factor = prior.stddev, shift, log_factor
+        super().__init__(prior.mean + shift, prior.stddev * log_factor.exp(), validate_args=False)
+
+    def kl(self) -> Tensor:
+        """KL to the prior in closed form, nats, elementwise; m and log s are not in it, so that nothing cancels."""
+        relative = self.shift / self.prior_scale
+        return (relative.square() + torch.expm1(2 * self.log_factor)) / 2 - self.log_factor
 
 
 class Level(nn.Module):
     """One group of latents ``z [B, K, h, w]`` on a map ``h [B, C, h, w]``: prior, posterior, and the way back to h.
 
     C ``channels`` are those of the map and of the encoder's features at its resolution, K is ``latent_channels``. The
-    latents of all ``num_levels`` of the network together add a variance of 1 to h at the start.
+    latents of all ``num_levels`` of the network together add a variance of 1 to h at the start. ``posterior`` says how
+    the posterior reads h and the features: by a convolution of 1x1 or 3x3 over both, or of 3x3 over their sum.
     """
 
     hidden_layers = ("posterior_net", "project")
 
-    def __init__(self, channels: int, latent_channels: int, num_levels: int, config: BlockConfig):
+    def __init__(
+        self, channels: int, latent_channels: int, num_levels: int, config: BlockConfig, posterior: PosteriorKind
+    ):
         super().__init__()
+        if posterior not in get_args(PosteriorKind):
+            allowed = ", ".join(get_args(PosteriorKind))
+            raise ResvaeError(f"posterior: {posterior!r} is not allowed; one of {allowed}")
         self.prior_net = nn.Sequential(config.make_activation(), nn.Conv2d(channels, 2 * latent_channels, 1))
         # One convolution: a branch of several hides the image from the latents for the first hundreds of updates, and
         # the decoder learns to do without them.
-        posterior = nn.Conv2d(2 * channels, 2 * latent_channels, 3, padding=1)
-        self.posterior_net = nn.Sequential(config.make_activation(), posterior)
+        merge, size = posterior.split("_")
+        self.adds, kernel = merge == "sum", int(size[0])
+        read = nn.Conv2d(channels if self.adds else 2 * channels, 2 * latent_channels, kernel, padding=kernel // 2)
+        self.posterior_net = nn.Sequential(config.make_activation(), read)
         self.project = nn.Conv2d(latent_channels, channels, 1)
         gain = 1 / SECOND_MOMENT[config.activation]
-        nn.init.normal_(posterior.weight, std=0.1 * (gain / (9 * posterior.in_channels)) ** 0.5)
+        nn.init.normal_(read.weight, std=0.1 * (gain / read.weight[0].numel()) ** 0.5)
         nn.init.normal_(self.project.weight, std=(latent_channels * num_levels) ** -0.5)
         prior = self.prior_net[1]
-        for zero in (prior.weight, prior.bias, posterior.bias, self.project.bias):  # priors start as N(0, 1)
+        for zero in (prior.weight, prior.bias, read.bias, self.project.bias):  # priors start as N(0, 1)
             nn.init.zeros_(zero)  # pyright: ignore[reportArgumentType]
 
     def prior(self, h: Tensor) -> Normal:
@@ -58,11 +82,12 @@ class Level(nn.Module):
         # training off. Latents have no unit of their own: ``project`` makes up for it.
         return Normal(mean, _soft(log_scale, 2).exp(), validate_args=False)
 
-    def posterior(self, h: Tensor, features: Tensor, prior: Normal) -> Normal:
+    def posterior(self, h: Tensor, features: Tensor, prior: Normal) -> RelativeNormal:
         """q(z_l | z_<l, x), in float32, relative to the prior."""
-        shift, log_factor = self.posterior_net(torch.cat([h, features], 1)).float().chunk(2, 1)
+        read = h + features if self.adds else torch.cat([h, features], 1)
+        shift, log_factor = self.posterior_net(read).float().chunk(2, 1)
         # No shift in units of the prior's scale: the KL would not depend on the prior, which would learn slowly.
-        return Normal(prior.mean + shift, prior.stddev * _soft(log_factor, 5).exp(), validate_args=False)
+        return RelativeNormal(prior, shift, _soft(log_factor, 5))
 
 
 def sample_of(level: int, prior: Normal, posterior: Normal | None) -> Tensor:

@@ -86,13 +86,14 @@ class VAE(OneLatentVAE):
             blocks per stage as a tuple. The stem, the head, the decoder's dense layer and its last convolution are 4;
             each block counts 3 (bottleneck) or 2 (basic) in the encoder and again in the decoder.
         latent_dim: D, the number of latents.
-        image_shape: ``(C, H, W)``; the product of ``strides`` must divide H and W.
+        image_shape: ``(C, H, W)``; ``patch`` times the product of ``strides`` must divide H and W.
         widths: channels per stage, finest first; the decoder has them in reverse.
         strides: down-sampling at the start of each stage.
         block: what a block is made of.
         likelihood: ``discretized_mixture``, ``discretized_logistic``, ``bernoulli``, ``gaussian`` (batch-optimal
             variance), ``gaussian_learned``, ``gaussian_fixed``; a dict of such a ``name`` and its arguments; or a
             subclass of ``Likelihood``.
+        patch: encoder and decoder see squares of ``patch`` x ``patch`` pixels as one pixel each (1, 2, 4).
 
     Raises:
         ResvaeError: a depth that no number of blocks gives, an image size that the strides do not divide.
@@ -107,6 +108,7 @@ class VAE(OneLatentVAE):
         strides: tuple[int, ...] = (1, 2, 2, 2),
         block: BlockConfig = BlockConfig(),  # noqa: B008  frozen
         likelihood: LikelihoodChoice = "discretized_mixture",
+        patch: int = 1,
     ):
         super().__init__()
         self.arguments = json_arguments(locals())
@@ -114,11 +116,13 @@ class VAE(OneLatentVAE):
         self.latent_dim = latent_dim
         blocks = vae_blocks(depth, len(widths), block.kind)
         self.likelihood = make_likelihood(likelihood, image_shape[0])
-        self.encoder = ResNetEncoder(image_shape, blocks, widths, strides, config=block)
+        self.encoder = ResNetEncoder(image_shape, blocks, widths, strides, config=block, patch=patch)
         self.image_shape = self.encoder.image_shape
         self.head = nn.Linear(math.prod(self.encoder.out_shape), 2 * latent_dim)
         mirrored = blocks[::-1], widths[::-1], (1, *strides[:0:-1])
-        self.decoder = ResNetDecoder(latent_dim, self.image_shape, self.likelihood.num_features, *mirrored, block)
+        self.decoder = ResNetDecoder(
+            latent_dim, self.image_shape, self.likelihood.num_features, *mirrored, block, patch
+        )
         # The latents speak from the first step: means of spread 1, scales e^-1. From a posterior that starts at the
         # prior, a decoder first learns to ignore its noise, and takes hundreds of updates to forget that.
         mean, log_scale = self.head.weight.chunk(2)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, at_least
 from resvae.networks.residual import Merge, check_merge, make_merge
 
 Order = Literal["original", "norm_after_add", "relu_before_add", "relu_only_pre", "full_pre"]
@@ -30,6 +30,7 @@ class BlockConfig:
             ``highway`` and ``shortcut_gate`` (He 2016, table 1), or a callable.
         gate_bias: the initial b of ``highway`` and ``shortcut_gate``; see ``networks.gate_bias``.
         ratio: the inner width of a bottleneck divided by its outer width.
+        min_inner: the least inner width of a bottleneck.
         residual_scale: factor on the initial weights of the last layer of each branch; None: 1/sqrt(number of blocks),
             so that the variance of the output does not grow with depth (Child 2021, section 3).
         upsample: ``transposed`` convolutions or ``nearest`` neighbours.
@@ -38,7 +39,7 @@ class BlockConfig:
         norm_eps, norm_momentum: the eps (of group normalisation too) and the momentum of batch normalisation.
 
     Raises:
-        ResvaeError: an unknown name, or a ratio that is not positive.
+        ResvaeError: an unknown name, a ratio that is not positive, a least width below 1.
     """
 
     kind: Literal["bottleneck", "basic"] = "bottleneck"
@@ -55,6 +56,7 @@ class BlockConfig:
     conv_bias: bool | None = None
     norm_eps: float = 1e-5
     norm_momentum: float = 0.1
+    min_inner: int = 1
 
     def __post_init__(self) -> None:
         for field, hint in get_type_hints(type(self)).items():
@@ -64,6 +66,7 @@ class BlockConfig:
         check_merge(self.merge)
         if not self.ratio > 0:
             raise ResvaeError(f"block: ratio {self.ratio} is not allowed; it must be above 0")
+        at_least(1, **{"block.min_inner": self.min_inner})
 
     def make_norm(self, channels: int) -> nn.Module:
         """A new normalisation of ``channels`` channels, or the identity for ``none``."""
@@ -171,7 +174,7 @@ def _branch(in_channels: int, channels: int, stride: int, up: bool, config: Bloc
     """The convolutions of a branch, with normalisation and activation in the order of ``config``."""
     shapes, strided = [(in_channels, channels, 3), (channels, channels, 3)], 0
     if config.kind == "bottleneck":
-        inner = max(1, round(channels * config.ratio))
+        inner = max(config.min_inner, round(channels * config.ratio))
         shapes = [(in_channels, inner, 1), (inner, inner, 3), (inner, channels, 1)]
         strided = 1 if config.stride_on == "spatial" else 0
     layers: list[nn.Module] = []

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
 from resvae.errors import ResvaeError, at_least
@@ -32,6 +33,7 @@ class ResNetEncoder(nn.Module):
             activation of a pre-activation order is applied to x itself.
         stem_width: channels of the stem (default: ``widths[0]``). He's bottleneck networks have 16 (CIFAR, widths from
             64) and 64 (ImageNet, widths from 256).
+        patch: the stem sees squares of ``patch`` x ``patch`` pixels, moved into the channels, as one pixel each.
 
     Attributes:
         channels: the channels of each stage's map. strides: the image's size divided by that of each stage's map.
@@ -50,19 +52,23 @@ class ResNetEncoder(nn.Module):
         stem: Literal["cifar", "imagenet", "none"] = "cifar",
         stem_width: int | None = None,
         config: BlockConfig = BlockConfig(),  # noqa: B008  frozen
+        patch: int = 1,
     ):
         super().__init__()
         if stem not in STEM_STRIDE:
             raise ResvaeError(f"stem: {stem!r} is not allowed; one of {', '.join(STEM_STRIDE)}")
-        at_least(1, stem_width=stem_width)
-        size = _coarsest("encoder", image_shape, STEM_STRIDE[stem], blocks=blocks, widths=widths, strides=strides)
+        at_least(1, stem_width=stem_width, patch=patch)
+        first = STEM_STRIDE[stem] * patch
+        size = _coarsest("encoder", image_shape, first, blocks=blocks, widths=widths, strides=strides)
         in_channels, height, width = image_shape
         self.image_shape = (in_channels, height, width)
         self.channels = tuple(widths)
-        self.strides = tuple(itertools.accumulate((STEM_STRIDE[stem], *strides), operator.mul))[1:]
+        self.strides = tuple(itertools.accumulate((first, *strides), operator.mul))[1:]
         self.out_shape = (widths[-1], *size)
-        channels = in_channels if stem == "none" else stem_width or widths[0]
-        self.stem = _stem(stem, in_channels, channels, config)
+        channels = in_channels * patch**2 if stem == "none" else stem_width or widths[0]
+        self.stem = _stem(stem, in_channels * patch**2, channels, config)
+        if patch > 1:
+            self.stem.insert(0, nn.PixelUnshuffle(patch))
         self.stages = _stages(channels, blocks, widths, strides, config, up=False, stem=stem != "none")
         self.final = final_layers(widths[-1], config)
 
@@ -96,6 +102,7 @@ class ResNetDecoder(nn.Module):
         out_channels: channels of the output (default: C). For a likelihood, pass its ``num_features``.
         blocks, widths: residual blocks and channels per stage, coarsest first.
         strides: up-sampling by the first block of each stage; (1, 2, 2, 2) mirrors an encoder with (1, 2, 2, 2).
+        patch: the last convolution makes ``patch`` x ``patch`` pixels of each of its own.
 
     Attributes:
         in_shape: ``(widths[0], h, w)``, the shape of the map that ``decode_map`` takes.
@@ -113,9 +120,11 @@ class ResNetDecoder(nn.Module):
         widths: tuple[int, ...] = (512, 256, 128, 64),
         strides: tuple[int, ...] = (1, 2, 2, 2),
         config: BlockConfig = BlockConfig(),  # noqa: B008  frozen
+        patch: int = 1,
     ):
         super().__init__()
-        size = _coarsest("decoder", image_shape, blocks=blocks, widths=widths, strides=strides)
+        at_least(1, patch=patch)
+        size = _coarsest("decoder", image_shape, patch, blocks=blocks, widths=widths, strides=strides)
         out_channels = image_shape[0] if out_channels is None else out_channels
         at_least(1, latent_dim=latent_dim, out_channels=out_channels)
         self.latent_dim = latent_dim
@@ -123,7 +132,8 @@ class ResNetDecoder(nn.Module):
         self.dense = nn.Linear(latent_dim, math.prod(self.in_shape))
         self.stages = _stages(widths[0], blocks, widths, strides, config, up=True, stem=False)
         self.final = final_layers(widths[-1], config)
-        self.out = nn.Conv2d(widths[-1], out_channels, 1)
+        self.out = nn.Conv2d(widths[-1], out_channels * patch**2, 1)
+        self.patch = patch
         nn.init.normal_(self.dense.weight, std=latent_dim**-0.5)
         nn.init.zeros_(self.dense.bias)
         start_small(self.out)
@@ -137,7 +147,7 @@ class ResNetDecoder(nn.Module):
         h = h.contiguous(memory_format=channels_last)  # the dense layer's rows are channels-first
         for stage in self.stages:
             h = stage(h)
-        return self.out(self.final(h))
+        return F.pixel_shuffle(self.out(self.final(h)), self.patch)
 
 
 def _stages(

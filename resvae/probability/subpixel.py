@@ -1,6 +1,6 @@
-"""A likelihood that looks at its neighbours: the four sub-images of an image in turn, each given those before it."""
+"""A likelihood that looks at its neighbours: the sub-images of an image in turn, each given those before it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from resvae.probability.likelihoods import LIKELIHOODS, Likelihood, LogisticMixt
 # Row and column of each sub-image's pixels in every square of 2x2: each has neighbours before it on as many sides as
 # the order allows.
 ORDER = ((0, 0), (1, 1), (0, 1), (1, 0))
+AFTER_FIRST = len(ORDER) - 1
 
 
 class SubPixelMixture(Likelihood):
@@ -22,59 +23,103 @@ class SubPixelMixture(Likelihood):
 
     ::
 
-        features [B F H W] -> to depth -> [B 4F H/2 W/2] --+
-                                                            + -> h -> h + 3x3(act(h)) -> 1x1 -> to space -> mixtures
-        x        [B C H W] -> to depth -> masked 3x3 ------+
+        features [B F H W] -> to depth -+-> the first F -> the next scale ... the last: h -> mixtures of sub-image 0
+                                        +-> 3F [B 3F H/2 W/2] --+
+                                                                + -> h -> h + 3x3(act(h)) -> 1x1 -> sub-images 1 to 3
+        x        [B C H W] -> to depth -> masked 3x3 -----------+
 
     The sub-images are the pixels at the four places of each square of 2x2 (Menick & Kalchbrenner 2019, in two
-    dimensions). A convolution's mask lets each place see only those before it, so that one pass gives the exact
-    log-probability of all of them; sampling takes four passes. Under autocast these layers are lowered, as a decoder's.
+    dimensions). The first of them, an image of half the size, is made in the same way, ``scales`` times in all (Reed et
+    al. 2017). Masked convolutions let each sub-image see only those before it, so that one pass gives the exact
+    log-probability of all of them; sampling takes ``1 + 3 scales`` passes.
 
     Args:
         channels: C, any number.
         num_mixtures: K, components per pixel.
         width: F, features per pixel.
+        scales: how often the image is divided; 2 to this power must divide its height and width.
     """
 
     discrete = True
-    mask: Tensor
 
-    def __init__(self, channels: int, num_mixtures: int = 10, width: int = 64):
-        super().__init__()
-        at_least(1, width=width)
+    def __init__(self, channels: int, num_mixtures: int = 10, width: int = 64, scales: int = 2):
+        super().__init__(channels)
+        at_least(1, width=width, scales=scales)
         self.mixture = LogisticMixture(channels, num_mixtures)
         self.num_features = width
-        self.context = nn.Conv2d(4 * channels, 4 * width, 3, padding=1, bias=False)
-        place = torch.arange(4)
-        mask = (place[:, None] > place).repeat_interleave(width, 0).repeat_interleave(channels, 1)
-        self.register_buffer("mask", mask[:, :, None, None].float(), persistent=False)
-        self.hidden = nn.Conv2d(4 * width, 4 * width, 3, padding=1, groups=4)
-        self.out = nn.Conv2d(4 * width, 4 * self.mixture.num_features, 1, groups=4)
+        self.scales = nn.ModuleList(Scale(channels, width, self.mixture.num_features) for _ in range(scales))
+        self.first = Head(width, 1, self.mixture.num_features)
+
+    def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
+        """Features of images whose height and width 2 to the power of ``scales`` divides."""
+        _, num, height, width = features.shape
+        size = 2 ** len(self.scales)
+        if num != self.num_features or height % size or width % size:
+            allowed = f"(batch, {self.num_features}, H, W) with H and W multiples of {size}"
+            raise ResvaeError(f"features: shape {tuple(features.shape)} is not allowed; {allowed}")
+        own: list[Tensor] = []  # of each scale's later sub-images, the finest first
+        for _ in self.scales:
+            features, rest = to_depth(features).split([num, AFTER_FIRST * num], 1)
+            own.append(rest)
+        coarsest = self.first(features)
+
+        def given(x: Tensor) -> DiscretizedLogisticMixture:
+            parameters = coarsest
+            for i in reversed(range(len(own))):
+                later = self.scales[i](own[i], x[..., :: 2**i, :: 2**i])
+                parameters = to_space(torch.cat([parameters, later], 1))
+            return self.mixture(parameters)
+
+        channels = self.scales[0].channels
+        places = [(size, 0, 0)]  # in their order: the distance of a sub-image's pixels, the row and column of its first
+        for step in (2**i for i in range(len(self.scales), 0, -1)):
+            places += [(step, row * step // 2, column * step // 2) for row, column in ORDER[1:]]
+        return SubPixelDistribution(given, features.new_zeros(len(features), channels, height, width).float(), places)
+
+
+class Head(nn.Module):
+    """h to h + 3x3(act(h)), and on to the parameters of mixtures by 1x1, each of ``groups`` sub-images by itself."""
+
+    hidden_layers = ("hidden",)
+
+    def __init__(self, width: int, groups: int, num_parameters: int):
+        super().__init__()
+        self.hidden = nn.Conv2d(groups * width, groups * width, 3, padding=1, groups=groups)
+        self.out = nn.Conv2d(groups * width, groups * num_parameters, 1, groups=groups)
         nn.init.normal_(self.out.weight, std=0.1 * width**-0.5)  # training starts from the mixture's own start
         for layer in (self.hidden, self.out):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
-    def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
-        """Features of images of an even height and width."""
-        _, num, height, width = features.shape
-        if num != self.num_features or height % 2 or width % 2:
-            allowed = f"(batch, {self.num_features}, H, W) with H and W even"
-            raise ResvaeError(f"features: shape {tuple(features.shape)} is not allowed; {allowed}")
-        own = to_depth(features)
+    def forward(self, h: Tensor) -> Tensor:
+        """``[B, groups width, h, w]`` to ``[B, groups num_parameters, h, w]``."""
+        h = h + self.hidden(F.silu(h))
+        return self.out(F.silu(h))
 
-        def given(x: Tensor) -> DiscretizedLogisticMixture:
-            seen = to_depth(2 * x - 1).to(own.dtype)
-            h = own + F.conv2d(seen, (self.context.weight * self.mask).to(own.dtype), padding=1)
-            h = h + self.hidden(F.silu(h))
-            return self.mixture(to_space(self.out(F.silu(h))))
 
-        channels = self.context.in_channels // 4
-        return SubPixelDistribution(given, features.new_zeros(len(features), channels, height, width).float())
+class Scale(nn.Module):
+    """Sub-images 1 to 3 of images at one scale, given their own features and the sub-images before each."""
+
+    mask: Tensor
+
+    def __init__(self, channels: int, width: int, num_parameters: int):
+        super().__init__()
+        self.channels = channels
+        self.context = nn.Conv2d(AFTER_FIRST * channels, AFTER_FIRST * width, 3, padding=1, bias=False)
+        place = torch.arange(AFTER_FIRST)
+        mask = (place[:, None] >= place).repeat_interleave(width, 0).repeat_interleave(channels, 1)
+        self.register_buffer("mask", mask[:, :, None, None].float(), persistent=False)
+        self.head = Head(width, AFTER_FIRST, num_parameters)
+
+    def forward(self, own: Tensor, x: Tensor) -> Tensor:
+        """``own [B, 3 width, h, w]``, images ``x [B, C, 2h, 2w]`` in [0, 1] to ``[B, 3 num_parameters, h, w]``."""
+        seen = to_depth(2 * x - 1)[:, : -self.channels].to(own.dtype)  # all but the last sub-image
+        weight = (self.context.weight * self.mask).to(own.dtype)
+        return self.head(own + F.conv2d(seen, weight, padding=1))
 
 
 class SubPixelDistribution(Distribution):
-    """p(x) = prod_g p(x_g | x_<g) over the four sub-images; batch shape ``[B]``, event shape ``[C, H, W]``.
+    """p(x) = prod_g p(x_g | x_<g) over sub-images; batch shape ``[B]``, event shape ``[C, H, W]``.
 
     ``mean`` is the picture of each sub-image's mean given the means before it; it is not the mean of all samples.
 
@@ -82,13 +127,19 @@ class SubPixelDistribution(Distribution):
         given: from images ``[B, C, H, W]`` in [0, 1] to mixtures; the mixture of a pixel depends only on the
             sub-images before its own.
         blank: images of the shape that is wanted, on the device to compute on; their values do not count.
+        places: of each sub-image in its turn, the distance of its pixels, and the row and column of the first.
     """
 
     support = constraints.independent(constraints.unit_interval, 3)  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  # pyright: ignore[reportIncompatibleMethodOverride]
 
-    def __init__(self, given: Callable[[Tensor], DiscretizedLogisticMixture], blank: Tensor):
-        self.given, self.blank = given, blank
+    def __init__(
+        self,
+        given: Callable[[Tensor], DiscretizedLogisticMixture],
+        blank: Tensor,
+        places: Sequence[tuple[int, int, int]],
+    ):
+        self.given, self.blank, self.places = given, blank, places
         super().__init__(blank.shape[:1], blank.shape[1:], validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -98,7 +149,7 @@ class SubPixelDistribution(Distribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: _size = ()) -> Tensor:
-        """Exact samples on the grid k/255, ``[*sample_shape, B, C, H, W]``; four passes each."""
+        """Exact samples on the grid k/255, ``[*sample_shape, B, C, H, W]``; a pass per sub-image each."""
         shape = torch.Size(sample_shape)
         images = [self._in_turn(DiscretizedLogisticMixture.sample) for _ in range(shape.numel())]
         return torch.stack(images).view(*shape, *images[0].shape)
@@ -110,9 +161,9 @@ class SubPixelDistribution(Distribution):
 
     def _in_turn(self, choose: Callable[[DiscretizedLogisticMixture], Tensor]) -> Tensor:
         x = self.blank
-        for row, column in ORDER:
+        for step, row, column in self.places:
             place = torch.zeros_like(x[0, 0], dtype=torch.bool)
-            place[row::2, column::2] = True
+            place[row::step, column::step] = True
             x = torch.where(place, choose(self.given(x)), x)
         return x
 

@@ -1,7 +1,7 @@
 """Muon: orthogonal updates for hidden convolutions, AdamW for all other parameters."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,54 @@ from resvae.networks.units import hidden_convolutions
 
 STEPS = 5  # of the Newton-Schulz iteration
 A, B, C = 3.4445, -4.7750, 2.0315  # its coefficients (Jordan 2024)
+FUSED = ("cpu", "cuda")  # where torch has AdamW in one kernel
+
+
+class Hidden(NamedTuple):
+    """What the weight of a hidden convolution is: a matrix of its outputs by all else, one per group."""
+
+    groups: int
+    transposed: bool
+
+    def matrices(self, weight: Tensor) -> Tensor:
+        """A view ``[groups, outputs, ...]`` of a weight; a transposed convolution has its inputs in front."""
+        parts = weight.unflatten(0, (self.groups, -1))
+        return parts.transpose(1, 2) if self.transposed else parts
 
 
 def mark_hidden(model: nn.Module) -> None:
-    """Note on the weights of the hidden convolutions what they are; ``Muon`` reads it."""
+    """Note on the weights of the hidden convolutions that they are; ``Muon`` reads it."""
     for layer in hidden_convolutions(model):
-        layer.weight.hidden = "transposed" if isinstance(layer, nn.ConvTranspose2d) else "convolution"  # pyright: ignore
+        layer.weight.hidden = Hidden(layer.groups, isinstance(layer, nn.ConvTranspose2d))  # pyright: ignore
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
-    """Matrices ``[N, R, C]`` with their singular values moved to about 1, by Newton and Schulz's iteration, float32."""
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
+def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Matrices, each ``[N, R, C]``, with their singular values moved to about 1, float32.
+
+    Newton and Schulz's iteration X <- (A + B S + C S^2) X, S = X X^T, is a polynomial in the first S times the first
+    X. So it runs on the small matrices S, and on all of one size together, whatever their other side is.
+    """
+    wide = [matrix.mT if matrix.shape[1] > matrix.shape[2] else matrix for matrix in matrices]
+    wide = [matrix / (matrix.norm(dim=(1, 2), keepdim=True) + 1e-7) for matrix in wide]
+    made = list(wide)
+    for size in {matrix.shape[1] for matrix in wide}:
+        places = [i for i, matrix in enumerate(wide) if matrix.shape[1] == size]
+        factors = _factors(torch.cat([wide[i] @ wide[i].mT for i in places]))
+        for i, factor in zip(places, factors.split([len(wide[i]) for i in places]), strict=True):
+            made[i] = factor @ wide[i]
+    return [x.mT if old.shape[1] > old.shape[2] else x for x, old in zip(made, matrices, strict=True)]
+
+
+def _factors(square: Tensor) -> Tensor:
+    """By what the iteration multiplies X, given S ``[N, R, R]``."""
+    whole = None
     for _ in range(STEPS):
-        square = x @ x.mT
-        x = A * x + (B * square + C * square @ square) @ x
-    return x.mT if tall else x
+        factor = torch.baddbmm(square, square, square, beta=B, alpha=C)
+        factor.diagonal(dim1=1, dim2=2).add_(A)
+        square = factor @ square @ factor  # they commute
+        whole = factor if whole is None else factor @ whole
+    assert whole is not None
+    return whole
 
 
 class Muon(Optimizer):
@@ -37,8 +68,8 @@ class Muon(Optimizer):
 
     The momentum of a convolution's weight, as a matrix of its outputs by all else, is replaced by the nearest
     orthogonal matrix times 0.2 sqrt(its longer side): the size of an update of AdamW. ``LitVAE`` and
-    ``LitClassifier`` mark which weights are hidden: those inside residual blocks, and between latents and the
-    decoder; not stem, heads, biases and normalisations.
+    ``LitClassifier`` mark which weights are hidden: those inside residual blocks, between latents and the decoder, and
+    inside a likelihood; not stem, heads, biases and normalisations.
 
     Args:
         params: the parameters of a model.
@@ -94,27 +125,26 @@ class Muon(Optimizer):
                 (self._muon if group["muon"] else self._adamw)(parameters, group)
         return loss
 
-    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+    def _muon(self, parameters: list[Any], group: dict[str, Any]) -> None:
         for p in parameters:
-            assert p.grad is not None
-            state = self.state[p]
-            if not state:
-                state["momentum"] = torch.zeros_like(p)
-            state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-            update = _outputs_first(p, p.grad.lerp(state["momentum"], group["momentum"])).flatten(1)
-            alike.setdefault(tuple(update.shape), []).append((p, update.float()))
-        for shape, pairs in alike.items():  # matrices of one shape in one product
-            updates = orthogonalised(torch.stack([update for _, update in pairs])) * (0.2 * max(shape) ** 0.5)
-            for (p, _), update in zip(pairs, updates, strict=True):
-                whole = _outputs_first(p, p)
-                whole.mul_(1 - group["lr"] * group["weight_decay"])
-                whole.add_(update.view(whole.shape).to(p.dtype), alpha=-group["lr"])
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        gradients, momenta = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        updates = [p.hidden.matrices(update) for p, update in zip(parameters, updates, strict=True)]
+        shapes = [update.shape for update in updates]
+        updates = orthogonalised([update.flatten(2).float() for update in updates])
+        torch._foreach_mul_(updates, [0.2 * max(update.shape[1:]) ** 0.5 for update in updates])
+        updates = [update.reshape(shape) for update, shape in zip(updates, shapes, strict=True)]
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_([p.hidden.matrices(p) for p in parameters], updates, alpha=-group["lr"])
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:
             if not self.state[p]:
-                self.state[p] |= {"step": torch.tensor(0.0), "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
+                step = torch.zeros((), device=p.device)
+                self.state[p] |= {"step": step, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
         states = [self.state[p] for p in parameters]
         adamw(
             parameters,
@@ -123,6 +153,7 @@ class Muon(Optimizer):
             [state["square"] for state in states],
             [],
             [state["step"] for state in states],
+            fused=all(p.device.type in FUSED for p in parameters),
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -131,8 +162,3 @@ class Muon(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-
-
-def _outputs_first(p: Any, value: Tensor) -> Tensor:
-    """A view with the outputs in the first dimension; a transposed convolution has its inputs there."""
-    return value.transpose(0, 1) if p.hidden == "transposed" else value

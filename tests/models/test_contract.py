@@ -13,7 +13,7 @@ from resvae.probability import ElboTerms, importance_bound
 from resvae.probability.likelihoods import LIKELIHOODS
 
 FLAT = (*LIKELIHOODS, "reference", "reference_compat")  # one level, whose prior is N(0, 1)
-NAMES = (*FLAT, "hierarchical", "hierarchical_gaussian")
+NAMES = (*FLAT, "hierarchical", "hierarchical_gaussian", "hierarchical_subpixel")
 flat = pytest.mark.parametrize("vae", FLAT, indirect=True)
 
 
@@ -24,8 +24,10 @@ def small(name, monkeypatch):
         monkeypatch.setattr(reference, "WIDTHS", (8, 8, 16, 16))
         vae = ReferenceVAE(28, latent_dim=5, intermediate_dim=32, compat=name.endswith("compat"))
     elif name.startswith("hierarchical"):
-        likelihood = "gaussian" if name.endswith("gaussian") else "discretized_mixture"
-        vae = HierarchicalVAE((1, 1), (2, 1), 2, (3, 8, 8), (8, 16), (1, 2), likelihood=likelihood)
+        likelihood = {"hierarchical_gaussian": "gaussian", "hierarchical_subpixel": "subpixel_mixture"}
+        likelihood = likelihood.get(name, "discretized_mixture")
+        patch = 2 if likelihood == "subpixel_mixture" else 1
+        vae = HierarchicalVAE((1, 1), (2, 1), 2, (3, 8, 8), (8, 16), (1, 2), likelihood=likelihood, patch=patch)
         nn.init.normal_(vae.start)  # zero at the start: nothing would reach the first level's prior
     else:
         vae = VAE((1, 1), 5, (3, 8, 8), (8, 16), (1, 2), likelihood=name)

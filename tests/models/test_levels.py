@@ -1,5 +1,6 @@
 """Where the levels of a hierarchical VAE stand, which have latents, and who decides what these are."""
 
+import json
 import math
 from itertools import pairwise
 
@@ -157,14 +158,16 @@ def test_levels_stand_where_they_are_asked_for_whatever_the_depth():
     ("blocks", "levels", "order"), [(4, 2, "LBBLBB"), (3, 3, "LBLBLB"), (1, 2, "LLB"), (2, 3, "LLBLB"), (2, 0, "BB")]
 )
 def test_levels_are_spread_over_the_blocks_of_their_stage(blocks, levels, order):
-    vae = fresh(depth=(1, blocks), levels=(levels, 1))
     kinds = {Level: "L", ResidualBlock: "B"}
-    assert ["".join(kinds[type(module)] for module in stage) for stage in vae.stages] == [order, "LB"]
+    for level_block, level in ((False, "L"), (True, "LB")):
+        vae = fresh(depth=(1, blocks), levels=(levels, 1), level_block=level_block)
+        made = ["".join(kinds[type(module)] for module in stage) for stage in vae.stages]
+        assert made == [order.replace("L", level), f"{level}B"]
 
 
 @pytest.mark.parametrize("depth", [28, 40])
 def test_depth_counts_the_weighted_layers_of_the_main_path(depth):
-    vae = HierarchicalVAE(depth, 8, **FOUR)
+    vae = HierarchicalVAE(depth, 8, level_block=False, **FOUR)
     own = [f"{name}." for name, module in vae.named_modules() if isinstance(module, Level)]
     weighted = nn.Conv2d | nn.ConvTranspose2d
     layers = [name for name, m in vae.named_modules() if isinstance(m, weighted) and "shortcut" not in name]
@@ -175,9 +178,49 @@ def test_more_levels_add_their_own_parameters_and_no_others():
     def count(modules):
         return sum(p.numel() for module in modules for p in module.parameters())
 
-    few, many = (fresh(levels=levels) for levels in ((2, 1), (4, 2)))
+    few, many = (fresh(levels=levels, level_block=False) for levels in ((2, 1), (4, 2)))
     assert count(levels_of(many)) == 2 * count(levels_of(few))
     assert count([many]) - count([few]) == count(levels_of(few))
+
+
+@pytest.mark.parametrize("posterior", ["concat_1x1", "concat_3x3", "sum_3x3"])
+def test_a_posterior_sees_the_state_and_the_features_of_its_pixel_and_of_its_neighbours_where_it_is_3x3(posterior):
+    vae, x = tiny(posterior=posterior), images(1)
+    level, h = levels_of(vae)[-1], torch.randn(1, 8, 8, 8, requires_grad=True)
+    features = torch.randn(1, 8, 8, 8, requires_grad=True)
+    shift = level.posterior(h, features, level.prior(h)).shift
+    for gradient in torch.autograd.grad(shift[0, 0, 4, 4], (h, features)):
+        seen = gradient[0].abs().sum(0) > 0
+        expected = torch.zeros_like(seen)
+        expected[(slice(4, 5),) * 2 if posterior == "concat_1x1" else (slice(3, 6),) * 2] = True
+        assert torch.equal(seen, expected)
+    assert vae.elbo(x).elbo.isfinite().all()
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_patches_move_pixels_into_channels_and_back(patch):
+    vae = tiny(image_shape=(3, 16, 16), patch=patch)
+    assert vae.latent_shapes == [(2, 8 // patch, 8 // patch)] * 2 + [(2, 16 // patch, 16 // patch)]
+    assert vae.encoder.strides == (patch, 2 * patch)
+    assert vae.sample(2).shape == (2, 3, 16, 16)
+    x = images(2, (3, 16, 16)).float() / 255
+    x.requires_grad = True
+    p, _ = vae.descend(means, x)
+    (gradient,) = torch.autograd.grad(p.mean.sum(), x)
+    assert gradient.ne(0).all()
+
+
+def test_models_that_were_saved_without_newer_arguments_are_those_of_their_time(tmp_path):
+    vae = tiny(level_block=False, posterior="concat_3x3")
+    folder = save(vae, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("level_block", "posterior", "patch"):
+        del config["arguments"][name]
+    del config["arguments"]["block"]["min_inner"]
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded, x = load(folder), images(3)
+    assert loaded.arguments == vae.arguments
+    assert torch.equal(seeded(1, loaded.elbo, x).elbo, seeded(1, vae.elbo, x).elbo)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +261,9 @@ def test_every_pixel_reaches_the_coarsest_latents(shape, strides, coarsest):
         ({"image_shape": (3, 8, 9)}, "image size: 8x9 is not divisible by .*strides, 2 .*8 and 10"),
         ({"depth": 17}, "depth: 17 is not allowed .*16 and 22"),
         ({"likelihood": "poisson"}, "likelihood: 'poisson' is not allowed; "),
+        ({"posterior": "sum_5x5"}, "posterior: 'sum_5x5' is not allowed; one of concat_1x1, concat_3x3, sum_3x3"),
+        ({"patch": 0}, "patch: 0 is not allowed; at least 1"),
+        ({"patch": 8}, "image size: 8x8 is not divisible by .*strides, 16 in all; .*16 and 32"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(arguments, said):

@@ -52,6 +52,18 @@ def test_blocks_a_stage_instead_of_a_depth():
     assert len(main_path(vae, images())) == 2 * 3 * 7 + 4
 
 
+@pytest.mark.parametrize("patch", [2, 4])
+def test_patches_are_pixels_of_encoder_and_decoder(patch):
+    vae = VAE((1, 1), 4, (3, 16, 16), (4, 8), (1, 2), patch=patch)
+    assert vae.encoder.out_shape == vae.decoder.in_shape == (8, 8 // patch, 8 // patch)
+    assert vae.sample(2).shape == (2, 3, 16, 16)
+    x = torch.rand(2, 3, 16, 16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(vae.posterior(x).mean.sum(), x)
+    assert gradient.ne(0).all()
+    with pytest.raises(ResvaeError, match=r"patch: 0 is not allowed; at least 1"):
+        VAE((1, 1), 4, (3, 16, 16), (4, 8), (1, 2), patch=0)
+
+
 def test_a_depth_that_no_blocks_give_is_refused_with_the_two_nearest():
     with pytest.raises(ResvaeError, match=r"depth: 29.*28 and 34") as caught:
         VAE(29)

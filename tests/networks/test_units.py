@@ -27,7 +27,7 @@ def test_units_come_in_order_with_what_changes():
     vae = VAE(28, widths=(8, 8, 8, 8))
     assert [unit.name.split(".")[0] for unit in units(vae)] == ["encoder"] * 4 + ["decoder"] * 4
     assert len(units(vae, "decoder")) == 4
-    assert len(units(HierarchicalVAE(28, 4, 2, widths=(8, 8, 8, 8)))) == 8
+    assert len(units(HierarchicalVAE(28, 4, 2, widths=(8, 8, 8, 8)))) == 8 + 4  # one more per level
 
 
 @pytest.mark.parametrize("within", ["", "decoder"])

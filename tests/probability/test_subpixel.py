@@ -1,4 +1,4 @@
-"""Four sub-images in turn: exact probabilities, samples and means, and no look at what comes later."""
+"""Sub-images in turn: exact probabilities, samples and means, and no look at what comes later."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from resvae.probability.subpixel import ORDER, SubPixelMixture, to_depth, to_spa
 def likelihood() -> SubPixelMixture:
     """One whose layers matter: its context and its output start small."""
     torch.manual_seed(0)
-    made = SubPixelMixture(2, num_mixtures=3, width=5)
+    made = SubPixelMixture(2, num_mixtures=3, width=5, scales=2)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return made
@@ -40,20 +40,28 @@ def test_depth_and_space_are_inverse_and_each_sub_image_is_a_place_of_the_square
         assert torch.equal(part, x[..., row::2, column::2])
 
 
-def test_no_conditional_depends_on_its_own_or_a_later_sub_image(likelihood):
-    x = torch.rand(1, 2, 4, 4)
-    p = likelihood(features(1))
-    before = to_depth(p.given(x).loc.flatten(1, 2)).chunk(4, 1)
-    for changed in range(4):
-        other = to_depth(x)
-        other[:, 2 * changed : 2 * changed + 2] = torch.rand(1, 2, 2, 2)
-        after = to_depth(p.given(to_space(other)).loc.flatten(1, 2)).chunk(4, 1)
-        assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [i <= changed for i in range(4)]
+def test_each_conditional_depends_on_the_sub_images_before_it_and_on_no_others(likelihood):
+    x = torch.rand(1, 2, 8, 8)
+    p = likelihood(features(1, 8))
+
+    def of(places):
+        loc = p.given(x).loc
+        return [loc[..., row::step, column::step] for step, row, column in places]
+
+    assert len(p.places) == 1 + 3 * 2
+    assert sum(torch.ones(8, 8)[row::step, column::step].sum() for step, row, column in p.places) == 64
+    before = of(p.places)
+    for changed, (step, row, column) in enumerate(p.places):
+        kept = x.clone()
+        x[..., row::step, column::step] = torch.rand_like(x[..., row::step, column::step])
+        same = [torch.equal(*pair) for pair in zip(before, of(p.places), strict=True)]
+        assert same == [i <= changed for i in range(7)]
+        x = kept
 
 
 def test_the_256_values_of_each_pixel_sum_to_1_given_those_before():
     torch.manual_seed(0)
-    likelihood = SubPixelMixture(1, num_mixtures=2, width=5)
+    likelihood = SubPixelMixture(1, num_mixtures=2, width=5, scales=2)
     x = torch.randint(256, (1, 1, 4, 4)) / 255
     mixture = likelihood(features(1)).given(x)
     for row, column in itertools.product(range(4), repeat=2):
@@ -63,7 +71,7 @@ def test_the_256_values_of_each_pixel_sum_to_1_given_those_before():
 
 def test_all_images_of_2x2_together_have_probability_1():
     torch.manual_seed(0)
-    likelihood = SubPixelMixture(1, num_mixtures=2, width=3)
+    likelihood = SubPixelMixture(1, num_mixtures=2, width=3, scales=1)
     for parameter in likelihood.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     p = likelihood(torch.randn(1, 3, 2, 2))
@@ -96,9 +104,9 @@ def test_log_prob_is_the_sum_of_the_conditionals_and_takes_many_samples(likeliho
 
 def test_samples_are_as_probable_as_their_entropy_says_and_look_at_each_other():
     torch.manual_seed(0)
-    likelihood = SubPixelMixture(1, num_mixtures=1, width=2)
-    torch.nn.init.normal_(likelihood.context.weight, std=2.0)
-    torch.nn.init.normal_(likelihood.out.weight, std=1.0)
+    likelihood = SubPixelMixture(1, num_mixtures=1, width=2, scales=1)
+    torch.nn.init.normal_(likelihood.scales[0].context.weight, std=2.0)  # pyright: ignore
+    torch.nn.init.normal_(likelihood.scales[0].head.out.weight, std=1.0)  # pyright: ignore
     p = likelihood(torch.randn(1, 2, 2, 2).expand(4000, -1, -1, -1))
     x, y = p.sample(), p.sample()
     assert p.log_prob(x).mean().item() == pytest.approx(p.log_prob(y).mean().item(), rel=0.02)
@@ -112,6 +120,15 @@ def test_the_mean_is_each_sub_images_given_the_means_before(likelihood):
     torch.testing.assert_close(mean, p.given(mean).mean)
     assert mean.min() >= 0
     assert mean.max() <= 1
+
+
+@pytest.mark.parametrize("scales", [1, 2, 3])
+def test_any_number_of_scales(scales):
+    torch.manual_seed(0)
+    size = 2**scales
+    p = SubPixelMixture(3, num_mixtures=2, width=4, scales=scales)(torch.randn(2, 4, size, 2 * size))
+    assert p.sample().shape == p.mean.shape == (2, 3, size, 2 * size)
+    assert p.log_prob(p.mean).isfinite().all()
 
 
 @pytest.mark.parametrize("model", [VAE, HierarchicalVAE])
@@ -141,12 +158,13 @@ def test_a_batch_mate_never_changes_a_result(likelihood):
 
 
 def test_bad_shapes_are_refused_in_one_line(likelihood):
-    with pytest.raises(ResvaeError, match=r"features: shape \(1, 5, 3, 4\) .* H and W even"):
-        likelihood(torch.zeros(1, 5, 3, 4))
-    with pytest.raises(ResvaeError, match=r"likelihood\.colours: 3 .*subpixel_mixture takes num_mixtures, width"):
+    with pytest.raises(ResvaeError, match=r"features: shape \(1, 5, 6, 4\) .* H and W multiples of 4"):
+        likelihood(torch.zeros(1, 5, 6, 4))
+    with pytest.raises(
+        ResvaeError, match=r"likelihood\.colours: 3 .*subpixel_mixture takes num_mixtures, width, scales"
+    ):
         make_likelihood({"name": "subpixel_mixture", "colours": 3}, 1)
     with pytest.raises(ResvaeError, match="width: 0 is not allowed"):
         make_likelihood({"name": "subpixel_mixture", "width": 0}, 3)
-    assert math.isfinite(
-        make_likelihood("subpixel_mixture", 3)(torch.zeros(1, 64, 2, 2)).log_prob(torch.ones(1, 3, 2, 2))
-    )
+    made = make_likelihood("subpixel_mixture", 3)
+    assert made(torch.zeros(1, 64, 4, 4)).log_prob(torch.ones(1, 3, 4, 4)).isfinite().all()

@@ -8,7 +8,7 @@ from torch import nn
 
 from resvae import VAE, HierarchicalVAE, LitVAE, ResNetClassifier
 from resvae.errors import ResvaeError
-from resvae.training.muon import Muon, mark_hidden, orthogonalised
+from resvae.training.muon import Hidden, Muon, mark_hidden, orthogonalised
 
 SMALL = {"image_shape": (1, 8, 8), "widths": (8, 16), "strides": (1, 2)}
 
@@ -35,14 +35,28 @@ def train(vae: HierarchicalVAE, optimizer: torch.optim.Optimizer, steps: range) 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 30), (2, 30, 4)])
 def test_singular_values_become_about_1_and_directions_stay(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    made = orthogonalised(1e-3 * matrices)
+    others = [torch.ones(1, 8, 2), torch.randn(2, 4, 4)]
+    (made, *rest) = orthogonalised([1e-3 * matrices, *others])
+    assert [other.shape for other in rest] == [other.shape for other in others]
     values = torch.linalg.svdvals(made)
     assert values.min() > 0.3
     assert values.max() < 1.3
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
     exact = u @ vh
     assert (made * exact).sum((1, 2)).div(made.norm(dim=(1, 2)) * exact.norm(dim=(1, 2))).min() > 0.9
-    torch.testing.assert_close(orthogonalised(matrices.mT), orthogonalised(matrices).mT)
+    torch.testing.assert_close(orthogonalised([matrices.mT])[0], orthogonalised([matrices])[0].mT)
+    torch.testing.assert_close(made, newton_schulz(matrices), rtol=1e-3, atol=1e-4)
+    flat = matrices[:, :, :1] * matrices[:, :1]  # of rank 1
+    torch.testing.assert_close(orthogonalised([flat])[0], newton_schulz(flat), rtol=1e-2, atol=1e-2)
+
+
+def newton_schulz(matrices):
+    """The iteration as it is published, in float64."""
+    x = matrices.double() / matrices.double().norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.float()
 
 
 @pytest.mark.parametrize(
@@ -50,6 +64,11 @@ def test_singular_values_become_about_1_and_directions_stay(shape):
     [
         (lambda: VAE(16, 4, **SMALL), {"encoder.stages.0.0.branch", "decoder.stages"}, {"stem", "head", "dense"}),
         (model, {"posterior_net.1", "project", "branch"}, {"prior_net", "encoder.stem", "out.weight", "start"}),
+        (
+            lambda: VAE(16, 4, **SMALL, likelihood="subpixel_mixture"),
+            {"head.hidden.weight", "first.hidden.weight"},
+            {"context", "head.out", "first.out"},
+        ),
         (lambda: ResNetClassifier(depth=8, image_shape=(1, 8, 8)), {"encoder.stages"}, {"classifier", "stem"}),
     ],
 )
@@ -70,14 +89,30 @@ def test_a_transposed_convolution_is_updated_as_its_outputs_are():
     torch.manual_seed(0)
     weight, gradient = torch.randn(6, 4, 3, 3), torch.randn(6, 4, 3, 3)  # outputs, inputs
     updated = []
-    for hidden, view in (("convolution", lambda w: w), ("transposed", lambda w: w.transpose(0, 1))):
+    for transposed, view in ((False, lambda w: w), (True, lambda w: w.transpose(0, 1))):
         p = nn.Parameter(view(weight).clone())
-        p.hidden, p.grad = hidden, view(gradient).clone()  # pyright: ignore[reportAttributeAccessIssue]
+        p.hidden, p.grad = Hidden(1, transposed), view(gradient).clone()  # pyright: ignore[reportAttributeAccessIssue]
         Muon([p], lr=0.1).step()
         updated.append(view(p.detach()))
     torch.testing.assert_close(*updated)
     change = (updated[0] - weight * (1 - 0.1 * 0.01)).flatten(1)
     assert change.square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.2)  # as large as AdamW's
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_each_group_of_a_convolution_is_updated_as_a_convolution_of_its_own(kind):
+    torch.manual_seed(0)
+    whole, parts = kind(4, 6, 3, groups=2), [kind(2, 3, 3) for _ in range(2)]
+    for layer in (whole, *parts):
+        layer.weight.hidden = Hidden(layer.groups, kind is nn.ConvTranspose2d)
+    gradient = torch.randn_like(whole.weight)
+    for part, weight, its in zip(parts, whole.weight.chunk(2), gradient.chunk(2), strict=True):
+        part.weight.data.copy_(weight)
+        part.weight.grad = its.clone()
+    whole.weight.grad = gradient
+    Muon([whole.weight], lr=0.1).step()
+    Muon([part.weight for part in parts], lr=0.1).step()
+    torch.testing.assert_close(whole.weight, torch.cat([part.weight for part in parts]))
 
 
 def test_other_parameters_are_updated_by_adamw():
