@@ -46,7 +46,7 @@ class SubPixelMixture(Likelihood):
         super().__init__(channels)
         at_least(1, width=width, scales=scales)
         self.mixture = LogisticMixture(channels, num_mixtures)
-        self.num_features = width
+        self.num_features, self.channels = width, channels
         self.scales = nn.ModuleList(Scale(channels, width, self.mixture.num_features) for _ in range(scales))
         self.first = Head(width, 1, self.mixture.num_features)
 
@@ -70,11 +70,12 @@ class SubPixelMixture(Likelihood):
                 parameters = to_space(torch.cat([parameters, later], 1))
             return self.mixture(parameters)
 
-        channels = self.scales[0].channels
         places = [(size, 0, 0)]  # in their order: the distance of a sub-image's pixels, the row and column of its first
         for step in (2**i for i in range(len(self.scales), 0, -1)):
             places += [(step, row * step // 2, column * step // 2) for row, column in ORDER[1:]]
-        return SubPixelDistribution(given, features.new_zeros(len(features), channels, height, width).float(), places)
+        return SubPixelDistribution(
+            given, features.new_zeros(len(features), self.channels, height, width).float(), places
+        )
 
 
 class Head(nn.Module):

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from resvae.models import ImageModel
 from resvae.models.levels import Level
+from resvae.probability import Likelihood
 from resvae.studies.record import Record, Row, subjects
 
 NOTES = (
     "std: over images, locations and channels, of what a convolution on the main path gives, after the normalisation "
-    "that follows it directly, before activation and addition; latents' own layers are left out. Reported (He 2015, "
-    "figure 7, CIFAR-10, curves only): responses of residual networks are generally smaller than those of plain ones, "
-    "and smaller the deeper the network. Eval mode, batches of 250, seed {}."
+    "that follows it directly, before activation and addition; latents' and likelihoods' own layers are left out. "
+    "Reported (He 2015, figure 7, CIFAR-10, curves only): responses of residual networks are generally smaller than "
+    "those of plain ones, and smaller the deeper the network. Eval mode, batches of 250, seed {}."
 )
 
 
@@ -54,7 +55,7 @@ def responses(
 
 def main_path(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Each convolution's name, from the input on, and what gives its response: itself or its normalisation."""
-    aside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Level))
+    aside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Level | Likelihood))
     leaves = [(n, m) for n, m in model.named_modules() if not any(m.children()) and not isinstance(m, nn.Sequential)]
     return [
         (name, after if isinstance(after, nn.BatchNorm2d | nn.GroupNorm) else layer)

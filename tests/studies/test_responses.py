@@ -36,7 +36,8 @@ def test_the_deviation_is_over_all_images_places_and_channels():
 def test_every_layer_of_the_depth_but_the_dense_ones_is_on_the_main_path():
     image, widths, strides = (3, 8, 8), (4, 8), (1, 2)
     assert len(main_path(VAE(16, 2, image, widths, strides))) == 14
-    assert len(main_path(HierarchicalVAE(16, 3, 2, image, widths, strides))) == 14
+    assert len(main_path(HierarchicalVAE(16, 3, 2, image, widths, strides))) == 14 + 3 * 3  # and those of the levels
+    assert len(main_path(VAE(16, 2, image, widths, strides, likelihood="subpixel_mixture"))) == 14
     assert len(main_path(ResNetClassifier(depth=20))) == 19
     assert len(main_path(ResNetClassifier(depth=20, block=BlockConfig(shortcut="projection_everywhere")))) == 19
 

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from resvae import VAE, HierarchicalVAE, LitVAE, ResNetClassifier
 from resvae.errors import ResvaeError
+from resvae.networks import BlockConfig
 from resvae.training.muon import Hidden, Muon, mark_hidden, orthogonalised
 
 SMALL = {"image_shape": (1, 8, 8), "widths": (8, 16), "strides": (1, 2)}
@@ -148,6 +149,49 @@ def test_an_update_that_the_guard_refuses_changes_nothing():
     optimizer.zero_grad()
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
+
+
+def halves(rank: int, folder: str) -> None:
+    """One of two processes: trains on its half of each batch, and keeps its weights."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    network = classifier()
+    parallel = nn.parallel.DistributedDataParallel(network)
+    optimizer = Muon(network.parameters())
+    for x, y in batches():
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(parallel(x.chunk(2)[rank]), y.chunk(2)[rank]).backward()
+        optimizer.step()
+    torch.save(network.state_dict(), f"{folder}/{rank}")
+    distributed.destroy_process_group()
+
+
+def classifier() -> ResNetClassifier:
+    torch.manual_seed(0)
+    network = ResNetClassifier(depth=8, image_shape=(1, 8, 8), block=BlockConfig(kind="basic"))
+    mark_hidden(network)
+    return network
+
+
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.rand(8, 1, 8, 8, generator=generator), torch.randint(10, (8,), generator=generator)) for _ in range(4)
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_updates_of_one(tmp_path):
+    torch.multiprocessing.spawn(halves, (str(tmp_path),), nprocs=2)
+    network = classifier()
+    optimizer = Muon(network.parameters())
+    for x, y in batches():
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    first, second = (torch.load(tmp_path / str(rank), weights_only=True) for rank in (0, 1))
+    for name, value in network.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_training_marks_the_weights_and_bad_values_are_refused():
