@@ -1,9 +1,10 @@
-"""Does ``HierarchicalVAE`` train from every start? One run per seed with the defaults of ``LitVAE`` and the Trainer.
+"""Does a configuration train from every start? One run per seed: its model, optimiser and batches, a number of updates.
 
-    python benchmarks/stability.py --seeds 20 --steps 500 --batch_size 16 --out stability.csv
+    python benchmarks/stability.py --config configs/cifar10_hierarchical_cpu.yaml --seeds 20 --steps 500
 
-Each finished seed is one line of the CSV, which also names the model and the training. The same command resumes with
-the other seeds and prints the table. A guard that refuses more than 10 updates in a row counts as locked up.
+Each finished seed is one line of the CSV, which also names the configuration and its options. The same command resumes
+with the other seeds and prints the table. A guard that refuses more than 10 updates in a row counts as locked up.
+Options of ``resvae fit`` may follow, such as ``--model.precision fp32``.
 """
 
 import argparse
@@ -20,8 +21,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch.nn.utils import get_total_norm
 
-from resvae import HierarchicalVAE, ImageDataModule, LitVAE
 from resvae.errors import ResvaeError
+from resvae.training.configuration import parse
 
 LAST = 50  # the final figure is the mean of this many updates
 LOCKED = 10
@@ -49,19 +50,11 @@ class Watch(Callback):
 
 def train(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train one model from scratch; returns its row of the table."""
-    data = ImageDataModule(
-        arguments.data, arguments.root, arguments.batch_size, image_size=arguments.image_size, seed=seed
-    )
-    torch.manual_seed(seed)
-    vae = HierarchicalVAE(
-        arguments.depth,
-        arguments.levels,
-        arguments.latent_channels,
-        data.image_shape,
-        arguments.widths,
-        arguments.strides,
-    )
-    watch = Watch(math.prod(data.image_shape))
+    options = ["--config", arguments.config, *arguments.fit, "--seed_everything", str(seed)]
+    configuration, _ = parse(options)
+    pl.seed_everything(seed, verbose=False)
+    parts = configuration.instantiate()
+    watch = Watch(math.prod(parts.data.image_shape))
     trainer = pl.Trainer(
         max_steps=arguments.steps,
         callbacks=[watch],
@@ -73,12 +66,12 @@ def train(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     dead = False
     try:
-        trainer.fit(LitVAE(vae, precision=arguments.precision), data)
+        trainer.fit(parts.model, parts.data)
     except ResvaeError as error:  # from the guard: no finite gradient for 200 updates
         print(f"seed {seed}: {error}", flush=True)
         dead = True
     seen = [*watch.bits_per_dim, *watch.norms]
-    weights = [value.isfinite().all().item() for value in vae.state_dict().values()]
+    weights = [value.isfinite().all().item() for value in parts.model.model.state_dict().values()]
     row = [
         arguments.setting,
         seed,
@@ -116,7 +109,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Train the missing seeds and print the table."""
-    arguments = parse()
+    arguments = command_line()
     rows: list[dict[str, Any]] = []
     if arguments.out.exists():
         with arguments.out.open(newline="") as file:
@@ -135,40 +128,20 @@ def main() -> None:
     print(f"\n{table(rows)}\n\n{arguments.setting}; torch {torch.__version__}")
 
 
-def parse() -> argparse.Namespace:
-    """The command line. ``setting`` holds everything that a run depends on, except its seed."""
+def command_line() -> argparse.Namespace:
+    """The options. ``setting`` holds everything that a run depends on, except its seed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", default="configs/cifar10_hierarchical_cpu.yaml")
     parser.add_argument("--seeds", type=int, default=20, help="how many; the first is 0")
+    parser.add_argument("--steps", type=int, default=500, help="updates per seed")
     parser.add_argument("--out", type=Path, default=Path("stability.csv"))
-    parser.add_argument("--root", default="data")
-    run = parser.add_argument_group("run")
-    run.add_argument("--data", default="cifar10")
-    run.add_argument("--image_size", type=int, help="default: that of the data")
-    run.add_argument("--steps", type=int, default=500)
-    run.add_argument("--batch_size", type=int, default=16)
-    run.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
-    run.add_argument("--depth", type=_numbers, default=28, help="28, or blocks per stage: 1,2,2,1")
-    run.add_argument("--levels", type=_numbers, default=4, help="4, or levels per stage, coarsest first: 1,1,2,2")
-    run.add_argument("--latent_channels", type=int, default=16)
-    run.add_argument("--widths", type=_tuple, default=(64, 128, 256, 512), help="16,32,64")
-    run.add_argument("--strides", type=_tuple, help="default: 1, then 2 for each further stage")
-    arguments = parser.parse_args()
+    arguments, arguments.fit = parser.parse_known_args()
     if arguments.out and not Path(arguments.out).resolve().parent.is_dir():
         parser.error(f"--out: {arguments.out} cannot be written; its folder does not exist")
     if arguments.seeds < 1:
         parser.error(f"seeds: {arguments.seeds} is not allowed; at least 1")
-    arguments.strides = arguments.strides or (1,) + (2,) * (len(arguments.widths) - 1)
-    names = [action.dest for action in run._group_actions]
-    arguments.setting = ", ".join(f"{name} {getattr(arguments, name)}" for name in names)
+    arguments.setting = " ".join([arguments.config, f"{arguments.steps} updates", *arguments.fit])
     return arguments
-
-
-def _tuple(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
-
-
-def _numbers(text: str) -> int | tuple[int, ...]:
-    return _tuple(text) if "," in text else int(text)
 
 
 def _yes(value: str) -> str:

@@ -5,7 +5,7 @@
 Rounds of training steps alternate with rounds of a few 3x3 convolutions (forward and backward, channels last, the same
 precision), so that both run under the same load. The medians are printed, and the fastest convolution is the reference.
 FLOPs are torch's count of the convolutions and matrix products of one step, two per multiplication and addition.
-Element-wise work is not counted.
+Element-wise work is not counted. Options of ``resvae fit`` may follow, such as ``--model.compile true``.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from resvae.provenance import commit, hardware
-from resvae.storage import build
 from resvae.training.base import native_bf16
+from resvae.training.configuration import Configuration, parse
+from resvae.training.muon import mark_hidden
 
 PEAK_SHAPES = ((256, 64, 32), (256, 256, 16), (128, 512, 16), (64, 256, 8), (16, 64, 32))  # batch, channels, size
 ROUNDS = 5
@@ -49,29 +49,26 @@ def flops(step: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def training_step(config: dict[str, Any], device: torch.device, bf16: bool) -> tuple[Callable[[], Any], int, int]:
-    """One update on random images, its FLOPs and its batch size. It is compiled if the configuration says so."""
-    if "vae" not in config["model"]:
+def training_step(options: list[str], device: torch.device) -> tuple[Callable[[], Any], int, Configuration]:
+    """One update of a configuration on random images, and its FLOPs. It is compiled if the configuration says so."""
+    configuration, _ = parse(options)
+    parts = configuration.instantiate()
+    module: Any = parts.model.to(device, memory_format=torch.channels_last)
+    if configuration.field != "vae":
         raise SystemExit("utilisation.py: the configuration trains a classifier; give one that trains a VAE")
-    vae = config["model"]["vae"]
-    model: Any = build({"model": vae["class_path"].split(".")[-1], "arguments": vae["init_args"]})
-    model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    num = config["data"]["batch_size"]
-    x = torch.randint(256, (num, *model.image_shape), dtype=torch.uint8, device=device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    mark_hidden(module.model)
+    optimizer = module.optimizer(module.model.parameters())
+    num = configuration.values.data.batch_size
+    x = torch.randint(256, (num, *module.image_shape), dtype=torch.uint8, device=device)
 
-    def loss() -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return -model.elbo(x).elbo.mean()
-
-    fast = torch.compile(loss) if config["model"].get("compile") else loss
-
-    def step(loss: Callable[[], torch.Tensor] = fast) -> None:
-        loss().backward()
+    def step(split: str = "train") -> None:
+        (-module.compute(split, x).elbo.mean()).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return step, flops(lambda: step(loss)), num  # the counter sees only eager operations
+    num_flops = flops(lambda: step("eager"))  # the counter sees only eager operations
+    module.on_fit_start()
+    return step, num_flops, configuration
 
 
 def convolution(shape: tuple[int, int, int], device: torch.device, bf16: bool) -> Callable[[], Any]:
@@ -91,20 +88,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/cifar10_hierarchical.yaml"))
     parser.add_argument("--seconds", type=float, default=30, help="total duration of each of the two measurements")
-    parser.add_argument("--batch_size", type=int, help="default: that of the configuration")
-    parser.add_argument("--compile", choices=("config", "true", "false"), default="config")
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    config = yaml.safe_load(arguments.config.read_text())
-    config["data"]["batch_size"] = arguments.batch_size or config["data"]["batch_size"]
-    if arguments.compile != "config":
-        config["model"]["compile"] = arguments.compile == "true"
-    bf16 = native_bf16(device.type)
-
-    step, per_step, images = training_step(config, device, bf16)
+    step, per_step, configuration = training_step(["--config", str(arguments.config), *options], device)
+    values, bf16 = configuration.values, native_bf16(device.type)
     for _ in range(3):
         step()
     layers = [convolution(shape, device, bf16) for shape in PEAK_SHAPES]
@@ -123,8 +113,8 @@ def main() -> None:
         "hardware": hardware(device),
         "torch": torch.__version__,
         "precision": "bf16" if bf16 else "fp32",
-        "compiled": bool(config["model"].get("compile")),
-        "batch_size": images,
+        "compiled": values.model.compile,
+        "batch_size": (images := values.data.batch_size),
         "images_per_second": speed * images,
         "gigaflop_per_image": per_step / images / 1e9,
         "model_teraflops": speed * per_step / 1e12,

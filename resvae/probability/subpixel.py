@@ -23,7 +23,7 @@ class SubPixelMixture(Likelihood):
 
     ::
 
-        features [B F H W] -> to depth -+-> the first F -> the next scale ... the last: h -> mixtures of sub-image 0
+        features [B F H W] -> to depth -+-> the first F -> the next scale, or at the last mixtures of sub-image 0
                                         +-> 3F [B 3F H/2 W/2] --+
                                                                 + -> h -> h + 3x3(act(h)) -> 1x1 -> sub-images 1 to 3
         x        [B C H W] -> to depth -> masked 3x3 -----------+
@@ -42,7 +42,7 @@ class SubPixelMixture(Likelihood):
 
     discrete = True
 
-    def __init__(self, channels: int, num_mixtures: int = 10, width: int = 64, scales: int = 2):
+    def __init__(self, channels: int, num_mixtures: int = 10, width: int = 64, scales: int = 1):
         super().__init__(channels)
         at_least(1, width=width, scales=scales)
         self.mixture = LogisticMixture(channels, num_mixtures)
