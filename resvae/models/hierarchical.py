@@ -114,6 +114,7 @@ class HierarchicalVAE(ImageVAE):
         self.final = final_layers(widths[0], block)
         self.out = nn.Conv2d(widths[0], self.likelihood.num_features * patch**2, 1)
         self.patch = patch
+        self.hidden_layers = ("out",) if self.likelihood.has_layers else ()
         start_small(self.out)
         _, height, width = self.image_shape
         self.latent_shapes = [  # of each level, (K, h, w)

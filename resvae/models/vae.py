@@ -123,6 +123,7 @@ class VAE(OneLatentVAE):
         self.decoder = ResNetDecoder(
             latent_dim, self.image_shape, self.likelihood.num_features, *mirrored, block, patch
         )
+        self.decoder.hidden_layers = ("out",) if self.likelihood.has_layers else ()
         # The latents speak from the first step: means of spread 1, scales e^-1. From a posterior that starts at the
         # prior, a decoder first learns to ignore its noise, and takes hundreds of updates to forget that.
         mean, log_scale = self.head.weight.chunk(2)

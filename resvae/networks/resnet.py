@@ -111,6 +111,8 @@ class ResNetDecoder(nn.Module):
         ResvaeError: tuples of different lengths, an image size that the strides do not divide, a size below 1.
     """
 
+    hidden_layers: Sequence[str] = ()
+
     def __init__(
         self,
         latent_dim: int,

@@ -27,6 +27,7 @@ class Likelihood(nn.Module, ABC):
 
     num_features: int  # the channels that it reads
     discrete: bool = False  # whether it is a probability of the 256 values of a pixel
+    has_layers: bool = False  # whether it has layers of its own: what makes its features then is no last layer
 
     def __init__(self, channels: int = 1):
         super().__init__()

@@ -40,7 +40,7 @@ class SubPixelMixture(Likelihood):
         scales: how often the image is divided; 2 to this power must divide its height and width.
     """
 
-    discrete = True
+    discrete = has_layers = True
 
     def __init__(self, channels: int, num_mixtures: int = 10, width: int = 64, scales: int = 1):
         super().__init__(channels)
@@ -101,6 +101,7 @@ class Head(nn.Module):
 class Scale(nn.Module):
     """Sub-images 1 to 3 of images at one scale, given their own features and the sub-images before each."""
 
+    hidden_layers = ("context",)
     mask: Tensor
 
     def __init__(self, channels: int, width: int, num_parameters: int):
