@@ -37,18 +37,19 @@ class SubPixelMixture(Likelihood):
         channels: C, any number.
         num_mixtures: K, components per pixel.
         width: F, features per pixel.
+        layers: how many times h becomes h + 3x3(act(h)).
         scales: how often the image is divided; 2 to this power must divide its height and width.
     """
 
     discrete = has_layers = True
 
-    def __init__(self, channels: int, num_mixtures: int = 10, width: int = 64, scales: int = 1):
+    def __init__(self, channels: int, num_mixtures: int = 10, width: int = 64, layers: int = 1, scales: int = 1):
         super().__init__(channels)
-        at_least(1, width=width, scales=scales)
+        at_least(1, width=width, layers=layers, scales=scales)
         self.mixture = LogisticMixture(channels, num_mixtures)
         self.num_features, self.channels = width, channels
-        self.scales = nn.ModuleList(Scale(channels, width, self.mixture.num_features) for _ in range(scales))
-        self.first = Head(width, 1, self.mixture.num_features)
+        self.scales = nn.ModuleList(Scale(channels, width, layers, self.mixture.num_features) for _ in range(scales))
+        self.first = Head(width, layers, 1, self.mixture.num_features)
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
         """Features of images whose height and width 2 to the power of ``scales`` divides."""
@@ -79,22 +80,23 @@ class SubPixelMixture(Likelihood):
 
 
 class Head(nn.Module):
-    """h to h + 3x3(act(h)), and on to the parameters of mixtures by 1x1, each of ``groups`` sub-images by itself."""
+    """h to h + 3x3(act(h)), ``layers`` times, then parameters of mixtures by 1x1; each sub-image (group) by itself."""
 
     hidden_layers = ("hidden",)
 
-    def __init__(self, width: int, groups: int, num_parameters: int):
+    def __init__(self, width: int, layers: int, groups: int, num_parameters: int):
         super().__init__()
-        self.hidden = nn.Conv2d(groups * width, groups * width, 3, padding=1, groups=groups)
-        self.out = nn.Conv2d(groups * width, groups * num_parameters, 1, groups=groups)
+        every = groups * width
+        self.hidden = nn.ModuleList(nn.Conv2d(every, every, 3, padding=1, groups=groups) for _ in range(layers))
+        self.out = nn.Conv2d(every, groups * num_parameters, 1, groups=groups)
         nn.init.normal_(self.out.weight, std=0.1 * width**-0.5)  # training starts from the mixture's own start
-        for layer in (self.hidden, self.out):
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+        for layer in (*self.hidden, self.out):
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, h: Tensor) -> Tensor:
         """``[B, groups width, h, w]`` to ``[B, groups num_parameters, h, w]``."""
-        h = h + self.hidden(F.silu(h))
+        for layer in self.hidden:
+            h = h + layer(F.silu(h))
         return self.out(F.silu(h))
 
 
@@ -104,14 +106,14 @@ class Scale(nn.Module):
     hidden_layers = ("context",)
     mask: Tensor
 
-    def __init__(self, channels: int, width: int, num_parameters: int):
+    def __init__(self, channels: int, width: int, layers: int, num_parameters: int):
         super().__init__()
         self.channels = channels
         self.context = nn.Conv2d(AFTER_FIRST * channels, AFTER_FIRST * width, 3, padding=1, bias=False)
         place = torch.arange(AFTER_FIRST)
         mask = (place[:, None] >= place).repeat_interleave(width, 0).repeat_interleave(channels, 1)
         self.register_buffer("mask", mask[:, :, None, None].float(), persistent=False)
-        self.head = Head(width, AFTER_FIRST, num_parameters)
+        self.head = Head(width, layers, AFTER_FIRST, num_parameters)
 
     def forward(self, own: Tensor, x: Tensor) -> Tensor:
         """``own [B, 3 width, h, w]``, images ``x [B, C, 2h, 2w]`` in [0, 1] to ``[B, 3 num_parameters, h, w]``."""

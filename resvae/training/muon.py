@@ -86,7 +86,7 @@ class Muon(Optimizer):
     def __init__(
         self,
         params: Iterable[nn.Parameter],
-        lr: float = 0.01,
+        lr: float = 0.007,
         adamw_lr: float = 0.003,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),

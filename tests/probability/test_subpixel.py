@@ -16,7 +16,7 @@ from resvae.probability.subpixel import ORDER, SubPixelMixture, to_depth, to_spa
 def likelihood() -> SubPixelMixture:
     """One whose layers matter: its context and its output start small."""
     torch.manual_seed(0)
-    made = SubPixelMixture(2, num_mixtures=3, width=5, scales=2)
+    made = SubPixelMixture(2, num_mixtures=3, width=5, layers=2, scales=2)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return made
@@ -161,7 +161,7 @@ def test_bad_shapes_are_refused_in_one_line(likelihood):
     with pytest.raises(ResvaeError, match=r"features: shape \(1, 5, 6, 4\) .* H and W multiples of 4"):
         likelihood(torch.zeros(1, 5, 6, 4))
     with pytest.raises(
-        ResvaeError, match=r"likelihood\.colours: 3 .*subpixel_mixture takes num_mixtures, width, scales"
+        ResvaeError, match=r"likelihood\.colours: 3 .*subpixel_mixture takes num_mixtures, width, layers, scales"
     ):
         make_likelihood({"name": "subpixel_mixture", "colours": 3}, 1)
     with pytest.raises(ResvaeError, match="width: 0 is not allowed"):

@@ -67,7 +67,7 @@ def newton_schulz(matrices):
         (model, {"posterior_net.1", "project", "branch"}, {"prior_net", "encoder.stem", "out.weight", "start"}),
         (
             lambda: VAE(16, 4, **SMALL, likelihood="subpixel_mixture"),
-            {"head.hidden.weight", "first.hidden.weight", "context", "decoder.out"},
+            {"head.hidden.0.weight", "first.hidden.0.weight", "context", "decoder.out"},
             {"head.out", "first.out", "stem"},
         ),
         (lambda: ResNetClassifier(depth=8, image_shape=(1, 8, 8)), {"encoder.stages"}, {"classifier", "stem"}),
