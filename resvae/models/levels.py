@@ -51,7 +51,7 @@ class Level(nn.Module):
     the posterior reads h and the features: by a convolution of 1x1 or 3x3 over both, or of 3x3 over their sum.
     """
 
-    hidden_layers = ("posterior_net", "project")
+    hidden_layers = ("prior_net", "posterior_net", "project")
 
     def __init__(
         self, channels: int, latent_channels: int, num_levels: int, config: BlockConfig, posterior: PosteriorKind

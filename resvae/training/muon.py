@@ -68,8 +68,8 @@ class Muon(Optimizer):
 
     The momentum of a convolution's weight, as a matrix of its outputs by all else, is replaced by the nearest
     orthogonal matrix times 0.2 sqrt(its longer side): the size of an update of AdamW. ``LitVAE`` and
-    ``LitClassifier`` mark which weights are hidden: those inside residual blocks, between latents and the decoder, and
-    inside a likelihood; not stem, heads, biases and normalisations.
+    ``LitClassifier`` mark which weights are hidden: those inside residual blocks, between the decoder and its latents,
+    and inside a likelihood; not stem, heads, biases and normalisations.
 
     Args:
         params: the parameters of a model.
@@ -77,7 +77,9 @@ class Muon(Optimizer):
         adamw_lr: the rate of all other parameters.
         momentum: of hidden convolutions, as Nesterov has it.
         betas, eps: of AdamW.
-        weight_decay: of both, decoupled.
+        weight_decay: of hidden convolutions, decoupled. Without it their norms grow with every update, until one batch
+            is amplified through the whole network.
+        adamw_weight_decay: of all other parameters, decoupled.
 
     Raises:
         ResvaeError: a rate or a decay under 0, a momentum outside [0, 1).
@@ -91,9 +93,11 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        weight_decay: float = 0.3,
+        adamw_weight_decay: float = 0.01,
     ):
-        for name, value in (("lr", lr), ("adamw_lr", adamw_lr), ("weight_decay", weight_decay)):
+        rates = {"lr": lr, "adamw_lr": adamw_lr, "weight_decay": weight_decay, "adamw_weight_decay": adamw_weight_decay}
+        for name, value in rates.items():
             if not value >= 0:
                 raise ResvaeError(f"optimizer.{name}: {value} is not allowed; at least 0")
         for name, value in (("momentum", momentum), ("betas", betas[0]), ("betas", betas[1])):
@@ -102,8 +106,11 @@ class Muon(Optimizer):
         every = list(params)
         hidden = [p for p in every if hasattr(p, "hidden")]
         rest = [p for p in every if not hasattr(p, "hidden")]
-        groups = [{"params": hidden, "lr": lr, "muon": True}, {"params": rest, "lr": adamw_lr, "muon": False}]
-        common = {"momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        groups = [
+            {"params": hidden, "lr": lr, "weight_decay": weight_decay, "muon": True},
+            {"params": rest, "lr": adamw_lr, "weight_decay": adamw_weight_decay, "muon": False},
+        ]
+        common = {"momentum": momentum, "betas": betas, "eps": eps}
         super().__init__([group for group in groups if group["params"]], common)
 
     def text(self) -> str:

@@ -64,7 +64,7 @@ def newton_schulz(matrices):
     ("make", "inside", "outside"),
     [
         (lambda: VAE(16, 4, **SMALL), {"encoder.stages.0.0.branch", "decoder.stages"}, {"stem", "head", "dense"}),
-        (model, {"posterior_net.1", "project", "branch"}, {"prior_net", "encoder.stem", "out.weight", "start"}),
+        (model, {"prior_net.1", "posterior_net.1", "project", "branch"}, {"encoder.stem", "out.weight", "start"}),
         (
             lambda: VAE(16, 4, **SMALL, likelihood="subpixel_mixture"),
             {"head.hidden.0.weight", "first.hidden.0.weight", "context", "decoder.out"},
@@ -96,7 +96,7 @@ def test_a_transposed_convolution_is_updated_as_its_outputs_are():
         Muon([p], lr=0.1).step()
         updated.append(view(p.detach()))
     torch.testing.assert_close(*updated)
-    change = (updated[0] - weight * (1 - 0.1 * 0.01)).flatten(1)
+    change = (updated[0] - weight * (1 - 0.1 * 0.3)).flatten(1)
     assert change.square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.2)  # as large as AdamW's
 
 
