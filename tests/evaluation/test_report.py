@@ -82,7 +82,9 @@ def test_latents_that_follow_those_above_are_not_active():
     vae, x = HierarchicalVAE(16, (1, 1), 2, (3, 16, 16), (8, 8), (1, 2)).eval(), images(20)
     upper, lower = (module for module in vae.modules() if isinstance(module, Level))
     torch.nn.init.normal_(upper.posterior_net[-1].weight)
-    torch.nn.init.normal_(lower.prior_net[-1].weight)  # the prior moves with the level above, the posterior with it
+    torch.nn.init.normal_(
+        lower.prior_net[-1].weight, std=4
+    )  # the prior moves with the level above, the posterior with it
     torch.nn.init.zeros_(lower.posterior_net[-1].weight)
     report = evaluate(vae, [x])
     moved = vae.posterior(x).mean.var(0)[-report.latents * 4 // 5 :]
