@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from resvae.data import ImageDataModule
 from resvae.environment import after_files, files_in, options
 from resvae.errors import ResvaeError, one_line
+from resvae.models import MODELS
 from resvae.training.callbacks import ImageGrids
 from resvae.training.classifier import LitClassifier
 from resvae.training.loggers import Tracker
@@ -33,6 +34,7 @@ TRAINER: dict[str, Any] = {
 }
 # What may differ between two configurations of the same training: where it goes, and what is shown meanwhile.
 ELSEWHERE = ("config", "name", "runs", "ckpt_path", "weights_only", "trainer.enable_progress_bar")
+WRITTEN_BY = "pytorch_lightning"  # in the first line of a configuration that a run wrote
 Tree = dict[str, Any]
 
 
@@ -108,7 +110,7 @@ def parse(
     """
     word = verb.split()[-1]
     runs = options("fit") if word not in ("fit", "validate", "test") else []
-    arguments = after_files(arguments, [*runs, *defaults, *options(word)])
+    arguments = after_files(arguments, [*_earlier(arguments), *runs, *defaults, *options(word)])
     field = field_of(arguments)
     parser = run_parser.__wrapped__(field, verb)
     known = set(vars(parser.get_defaults()))
@@ -128,7 +130,7 @@ def read_configuration(path: Path) -> Configuration:
     arguments = ["--config", str(path)]
     try:
         field = field_of(arguments)
-        return Configuration(field, run_parser(field).parse_args(arguments))
+        return Configuration(field, run_parser(field).parse_args(arguments + _earlier(arguments)))
     except (OSError, ValueError, yaml.YAMLError, ArgumentError) as error:
         raise ResvaeError(f"configuration: {path} cannot be read ({one_line(error)})") from error
 
@@ -139,7 +141,7 @@ def run_parser(field: str, verb: str = "fit") -> ArgumentParser:
     parser = ArgumentParser(
         prog=f"resvae {verb}",
         exit_on_error=False,
-        dump_header=[f"resvae {version('resvae')}, pytorch_lightning {pl.__version__}"],
+        dump_header=[f"resvae {version('resvae')}, {WRITTEN_BY} {pl.__version__}"],
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file of these options")
     parser.add_argument("--name", type=str, default="run", help="the run's folder is <runs>/<name>")
@@ -179,13 +181,32 @@ def field_of(arguments: Sequence[str]) -> str:
     """``vae`` or ``classifier``: which of the two the options, or the files among them, name under ``model``."""
     named = {argument.split("=")[0].split(".")[1] for argument in arguments if argument.startswith("--model.")}
     for file in files_in(arguments):
-        try:
-            content = yaml.safe_load(Path(file).read_text())
-        except (OSError, ValueError, yaml.YAMLError):
-            continue  # the parser says it better
-        model = content.get("model") if isinstance(content, dict) else None
-        named |= set(model) if isinstance(model, dict) else set()
+        named |= set(_model_in(file)[0])
     return next((field for field in KINDS if field in named and field != "vae"), "vae")
+
+
+def _model_in(file: str) -> tuple[Tree, bool]:
+    """What a configuration file has under ``model``, and whether a run wrote it; nothing where it cannot be read."""
+    try:
+        text = Path(file).read_text()
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}, False  # the parser says it better
+    model = content.get("model") if isinstance(content, dict) else None
+    return model if isinstance(model, dict) else {}, WRITTEN_BY in text.partition("\n")[0]
+
+
+def _earlier(arguments: Sequence[str]) -> list[str]:
+    """Options for arguments that are newer than a run's own file: the values that its model had (``earlier``)."""
+    found: list[str] = []
+    for file in files_in(arguments):
+        model, written = _model_in(file)
+        for field, value in model.items() if written else ():
+            name = value.get("class_path", "").rpartition(".")[2] if isinstance(value, dict) else ""
+            known = (value.get("init_args") or {}) if name in MODELS else {}
+            earlier = MODELS[name].earlier if name in MODELS else {}
+            found += [f"--model.{field}.init_args.{key}={old}" for key, old in earlier.items() if key not in known]
+    return found
 
 
 def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
