@@ -36,6 +36,7 @@ STUDIES = {
     "gradients": "the gradient that reaches each block",
     "lesion": "blocks deleted and exchanged, levels of latents from their prior",
     "paths": "paths by length, and the gradient that they carry",
+    "levels": "what each level of latents says about an image, and decides in a new one",
     "activations": "for one image, what each layer sees, adds and passes on",
 }
 END = """

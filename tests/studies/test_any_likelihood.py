@@ -7,6 +7,7 @@ from resvae import HierarchicalVAE, save
 from resvae.studies.activations import activations
 from resvae.studies.gradients import gradients
 from resvae.studies.lesion import lesion
+from resvae.studies.levels import levels
 from resvae.studies.paths import paths
 from resvae.studies.responses import responses
 
@@ -14,6 +15,7 @@ STUDIES = {
     "activations": activations,
     "gradients": lambda model, **rest: gradients(model, num=8, **rest),
     "lesion": lambda model, **rest: lesion(model, num=8, draws=1, **rest),
+    "levels": lambda model, **rest: levels(model, num=8, shown=2, **rest),
     "paths": lambda model, **rest: paths(model, num=4, draws=2, **rest),
     "responses": lambda model, **rest: responses(model, num=8, **rest),
 }
