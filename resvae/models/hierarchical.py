@@ -131,6 +131,7 @@ class HierarchicalVAE(ImageVAE):
 
     @stochastic_depth.setter
     def stochastic_depth(self, num: int | None) -> None:
+        """Set it; ``ResvaeError`` for a number below 1 or above that of the levels."""
         num = self.num_levels if num is None else num
         if not 1 <= num <= self.num_levels:
             raise ResvaeError(f"stochastic_depth: {num} is not allowed; 1 to the number of levels, {self.num_levels}")

@@ -199,3 +199,12 @@ def test_a_config_survives_json():
     assert BlockConfig(**saved) == config
     del saved["gate_bias"]  # as before there was one
     assert BlockConfig(**saved) == replace(config, gate_bias=-1.0)
+
+
+def test_the_inner_width_of_a_bottleneck_never_falls_under_the_least():
+    for channels, ratio, least, inner in ((32, 0.25, 16, 16), (32, 0.25, 1, 8), (128, 0.25, 16, 32), (8, 0.01, 1, 1)):
+        block = ResidualBlock(8, channels, config=BlockConfig(ratio=ratio, min_inner=least))
+        shapes = [layer.weight.shape[0] for layer in block.branch if isinstance(layer, nn.Conv2d)]
+        assert shapes == [inner, inner, channels]
+    with pytest.raises(ResvaeError, match=r"block\.min_inner: 0 is not allowed; at least 1"):
+        BlockConfig(min_inner=0)

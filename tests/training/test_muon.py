@@ -70,6 +70,11 @@ def newton_schulz(matrices):
             {"head.hidden.0.weight", "first.hidden.0.weight", "context", "decoder.out"},
             {"head.out", "first.out", "stem"},
         ),
+        (
+            lambda: HierarchicalVAE(16, 2, 4, **SMALL, likelihood="subpixel_mixture"),
+            {"out.weight", "context"},
+            {"head.out", "first.out", "stem"},
+        ),
         (lambda: ResNetClassifier(depth=8, image_shape=(1, 8, 8)), {"encoder.stages"}, {"classifier", "stem"}),
     ],
 )
