@@ -81,7 +81,7 @@ class DiscretizedLogisticMixture(Distribution):
             self._validate_sample(value)
         level = _level(value).unsqueeze(-4)  # B 1 C H W
         x = (level / HALF - 1).unbind(-3)
-        loc = [_centre(self.loc, self.coefficients, c, x) for c in range(len(x))]
+        loc = [centre_given(self.loc, self.coefficients, c, x) for c in range(len(x))]
         loc = torch.stack(torch.broadcast_tensors(*loc), -3)  # B K C H W
         joint = self.logits.log_softmax(-3) + _log_mass(level, loc, self.log_scale).sum(-3)  # B K H W
         return joint.logsumexp(-3).sum((-2, -1))
@@ -101,7 +101,7 @@ class DiscretizedLogisticMixture(Distribution):
         levels: list[Tensor] = []
         for c in range(self.event_shape[0]):
             x = [level / HALF - 1 for level in levels]
-            levels.append(_draw(_centre(loc, coefficients, c, x), log_scale[..., c, :, :]))
+            levels.append(_draw(centre_given(loc, coefficients, c, x), log_scale[..., c, :, :]))
         return torch.stack(levels, -3).squeeze(-4) / 255
 
     @property
@@ -109,13 +109,13 @@ class DiscretizedLogisticMixture(Distribution):
         """Mean in [0, 1], ``[B, C, H, W]``; a channel's clamping is not passed on to the channels after it."""
         x: list[Tensor] = []
         for c in range(self.event_shape[0]):
-            centre = _centre(self.loc, self.coefficients, c, x)
+            centre = centre_given(self.loc, self.coefficients, c, x)
             x.append(_mean_level(centre, self.log_scale[..., c, :, :]) / HALF - 1)
         weights = self.logits.softmax(-3)
         return (torch.stack([(weights * x_c).sum(-3) for x_c in x], -3) + 1) / 2
 
 
-def _centre(loc: Tensor, coefficients: Tensor, c: int, x: Sequence[Tensor]) -> Tensor:
+def centre_given(loc: Tensor, coefficients: Tensor, c: int, x: Sequence[Tensor]) -> Tensor:
     """Channel c's centre in each component, given the channels before it on [-1, 1]."""
     centre = loc[..., c, :, :]
     for j in range(c):

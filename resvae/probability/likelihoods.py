@@ -13,7 +13,7 @@ from torch import Tensor, distributions, nn
 from torch.distributions import Distribution, Independent
 
 from resvae.errors import ResvaeError, at_least, one_line
-from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture
+from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture, centre_given
 
 MIN_VARIANCE = 1 / (12 * 255**2)  # of the rounding to 256 values: a sharper density would only praise itself
 
@@ -142,14 +142,28 @@ class LogisticMixture(Likelihood):
         spread = torch.linspace(-1, 1, k) if k > 1 else torch.zeros(1)
         self.register_buffer("spread", spread[:, None, None, None], persistent=False)
 
-    def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
+    def forward(self, features: Tensor, x: Tensor | None = None) -> DiscretizedLogisticMixture:
         """Features in the order logits, centres, log-scales, coefficients; a component's channels side by side."""
+        return self.around(features, None)
+
+    def around(self, features: Tensor, centre: Tensor | None) -> DiscretizedLogisticMixture:
+        """The same of each pixel's difference from ``centre [B, C, H, W]``, which is on [-1, 1]; None is 0."""
         # A channels-last decoder's slices are strided; one copy is cheaper than thirty strided passes.
         logits, *rest = _checked(features, self.num_features).contiguous().split(self.sizes, 1)
         loc, log_scale, coefficients = (part.unflatten(1, (self.sizes[0], -1)) for part in rest)
-        return DiscretizedLogisticMixture(
-            logits, loc + self.spread, log_scale - 2, coefficients.tanh(), validate_args=False
-        )
+        loc, coefficients = loc + self.spread, coefficients.tanh()
+        if centre is not None:  # centre_c + sum_j coefficient_cj (x_j - centre_j)
+            own = [
+                centre_given(-centre[:, None], coefficients, c, centre[:, None].unbind(2)) for c in range(loc.shape[2])
+            ]
+            loc = loc - torch.stack(torch.broadcast_tensors(*own), 2)
+        return DiscretizedLogisticMixture(logits, loc, log_scale - 2, coefficients, validate_args=False)
+
+    def narrower(self, factor: float) -> Tensor:
+        """Features ``[num_features]`` at which scales, and distances of centres, are ``factor`` times those at 0."""
+        logits, loc, log_scale, coefficients = (torch.zeros(size) for size in self.sizes)
+        loc = ((factor - 1) * self.spread).expand(-1, len(loc) // self.sizes[0], 1, 1).flatten()
+        return torch.cat([logits, loc, log_scale + math.log(factor), coefficients])
 
 
 # A factory of each by name: channels and further arguments to a likelihood. ``resvae.models.register`` adds to it.

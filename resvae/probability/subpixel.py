@@ -16,6 +16,10 @@ from resvae.probability.likelihoods import LIKELIHOODS, Likelihood, LogisticMixt
 # the order allows.
 ORDER = ((0, 0), (1, 1), (0, 1), (1, 0))
 AFTER_FIRST = len(ORDER) - 1
+# Neighbouring pixels differ by little of the range [-1, 1]. Scaled up, their differences are seen from the start.
+CONTRAST = 4.0
+# Mixtures centred by the pixels around start so much narrower than those of the first sub-image, which has none.
+NARROWER = 1 / 4
 
 
 class SubPixelMixture(Likelihood):
@@ -26,7 +30,8 @@ class SubPixelMixture(Likelihood):
         features [B F H W] -> to depth -+-> the first F -> the next scale, or at the last mixtures of sub-image 0
                                         +-> 3F [B 3F H/2 W/2] --+
                                                                 + -> h -> h + 3x3(act(h)) -> 1x1 -> sub-images 1 to 3
-        x        [B C H W] -> to depth -> masked 3x3 -----------+
+        x        [B C H W] -> to depth -> masked 3x3 -----------+                                   ^
+                                      +-> masked 3x3 -> their centres, the mean of the pixels around at the start
 
     The sub-images are the pixels at the four places of each square of 2x2 (Menick & Kalchbrenner 2019, in two
     dimensions). The first of them, an image of half the size, is made in the same way, ``scales`` times in all (Reed et
@@ -48,12 +53,12 @@ class SubPixelMixture(Likelihood):
         at_least(1, width=width, layers=layers, scales=scales)
         self.mixture = LogisticMixture(channels, num_mixtures)
         self.num_features, self.channels = width, channels
-        self.scales = nn.ModuleList(Scale(channels, width, layers, self.mixture.num_features) for _ in range(scales))
+        self.scales = nn.ModuleList(Scale(channels, width, layers, self.mixture) for _ in range(scales))
         self.first = Head(width, layers, 1, self.mixture.num_features)
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
         """Features of images whose height and width 2 to the power of ``scales`` divides."""
-        _, num, height, width = features.shape
+        batch, num, height, width = features.shape
         size = 2 ** len(self.scales)
         if num != self.num_features or height % size or width % size:
             allowed = f"(batch, {self.num_features}, H, W) with H and W multiples of {size}"
@@ -65,18 +70,17 @@ class SubPixelMixture(Likelihood):
         coarsest = self.first(features)
 
         def given(x: Tensor) -> DiscretizedLogisticMixture:
-            parameters = coarsest
+            parameters, centre = coarsest, x.new_zeros(batch, self.channels, *coarsest.shape[2:])
             for i in reversed(range(len(own))):
-                later = self.scales[i](own[i], x[..., :: 2**i, :: 2**i])
+                later, centres = self.scales[i](own[i], x[..., :: 2**i, :: 2**i])
                 parameters = to_space(torch.cat([parameters, later], 1))
-            return self.mixture(parameters)
+                centre = to_space(torch.cat([centre, centres], 1))
+            return self.mixture.around(parameters, centre)
 
         places = [(size, 0, 0)]  # in their order: the distance of a sub-image's pixels, the row and column of its first
         for step in (2**i for i in range(len(self.scales), 0, -1)):
             places += [(step, row * step // 2, column * step // 2) for row, column in ORDER[1:]]
-        return SubPixelDistribution(
-            given, features.new_zeros(len(features), self.channels, height, width).float(), places
-        )
+        return SubPixelDistribution(given, features.new_zeros(batch, self.channels, height, width).float(), places)
 
 
 class Head(nn.Module):
@@ -106,20 +110,32 @@ class Scale(nn.Module):
     hidden_layers = ("context",)
     mask: Tensor
 
-    def __init__(self, channels: int, width: int, layers: int, num_parameters: int):
+    def __init__(self, channels: int, width: int, layers: int, mixture: LogisticMixture):
         super().__init__()
         self.channels = channels
         self.context = nn.Conv2d(AFTER_FIRST * channels, AFTER_FIRST * width, 3, padding=1, bias=False)
+        self.centre = nn.Conv2d(AFTER_FIRST * channels, AFTER_FIRST * channels, 3, padding=1, bias=False)
+        mean = torch.einsum("gsyx,cd->gcsdyx", mean_of_nearest(), torch.eye(channels))
+        self.centre.weight.data.copy_(mean.reshape(self.centre.weight.shape))
+        self.head = Head(width, layers, AFTER_FIRST, mixture.num_features)
+        self.head.out.bias.data.copy_(mixture.narrower(NARROWER).repeat(AFTER_FIRST))  # pyright: ignore[reportOptionalMemberAccess]
         place = torch.arange(AFTER_FIRST)
-        mask = (place[:, None] >= place).repeat_interleave(width, 0).repeat_interleave(channels, 1)
+        mask = (place[:, None] >= place).repeat_interleave(channels, 1)
         self.register_buffer("mask", mask[:, :, None, None].float(), persistent=False)
-        self.head = Head(width, layers, AFTER_FIRST, num_parameters)
 
-    def forward(self, own: Tensor, x: Tensor) -> Tensor:
-        """``own [B, 3 width, h, w]``, images ``x [B, C, 2h, 2w]`` in [0, 1] to ``[B, 3 num_parameters, h, w]``."""
-        seen = to_depth(2 * x - 1)[:, : -self.channels].to(own.dtype)  # all but the last sub-image
-        weight = (self.context.weight * self.mask).to(own.dtype)
-        return self.head(own + F.conv2d(seen, weight, padding=1))
+    def forward(self, own: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Parameters of mixtures ``[B, 3 num_features, h, w]`` and their centres ``[B, 3 C, h, w]`` on [-1, 1].
+
+        ``own`` are features ``[B, 3 width, h, w]``, ``x`` images ``[B, C, 2h, 2w]`` in [0, 1].
+        """
+        seen = to_depth(2 * x - 1)[:, : -self.channels]  # all but the last sub-image
+        with torch.autocast(x.device.type, enabled=False):  # a centre is as exact as a pixel
+            centre = F.conv2d(seen, self._masked(self.centre), padding=1)
+        context = F.conv2d(CONTRAST * seen.to(own.dtype), self._masked(self.context).to(own.dtype), padding=1)
+        return self.head(own + context), centre
+
+    def _masked(self, layer: nn.Conv2d) -> Tensor:
+        return layer.weight * self.mask.repeat_interleave(layer.out_channels // AFTER_FIRST, 0)
 
 
 class SubPixelDistribution(Distribution):
@@ -170,6 +186,19 @@ class SubPixelDistribution(Distribution):
             place[row::step, column::step] = True
             x = torch.where(place, choose(self.given(x)), x)
         return x
+
+
+def mean_of_nearest() -> Tensor:
+    """``[3, 3, 3, 3]``: sub-images 1 to 3 as means of the nearest pixels of those before, as weights of a 3x3."""
+    weight = torch.zeros(AFTER_FIRST, AFTER_FIRST, 3, 3)
+    for group, (row, column) in enumerate(ORDER[1:]):
+        distance = torch.full_like(weight[group], torch.inf)
+        for before, (y, x) in enumerate(ORDER[: group + 1]):
+            offset = 2 * torch.arange(-1, 2)
+            distance[before] = (offset + y - row)[:, None].abs() + (offset + x - column).abs()
+        nearest = distance == distance.min()
+        weight[group] = nearest / nearest.sum()
+    return weight
 
 
 def to_depth(x: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def test_autocast_changes_nothing_but_the_features(name):
         log_prob, mean, sample = p.log_prob(x), p.mean, p.sample()
     assert log_prob.dtype == mean.dtype == sample.dtype == torch.float32
     layers = any(True for _ in likelihood.parameters())  # these are lowered, as those of a decoder are
-    torch.testing.assert_close(log_prob, expected.log_prob(x), rtol=1e-3 if layers else 1e-6, atol=0)
+    torch.testing.assert_close(log_prob, expected.log_prob(x), rtol=1e-2 if layers else 1e-6, atol=0)
 
 
 def test_one_graph_with_the_same_values_and_gradients(name):
@@ -228,3 +228,12 @@ def test_errors_name_field_value_and_what_is_allowed():
             Gaussian(3, variance)
     with pytest.raises(ResvaeError, match=r"features: shape \(2, 7, 4, 4\).*\(batch, 100, H, W\)"):
         LogisticMixture(3)(torch.zeros(2, 7, 4, 4))
+
+
+def test_a_mixture_around_a_centre_is_that_of_the_differences_from_it():
+    torch.manual_seed(0)
+    likelihood = LogisticMixture(3, 2)
+    features, x = 0.3 * torch.randn(1, likelihood.num_features, 2, 2), torch.randint(100, 150, (1, 3, 2, 2)) / 255
+    centre = torch.tensor([8, -12, 20]).view(1, 3, 1, 1) * 2 / 255  # whole grey levels: bins meet bins
+    shifted = x - centre / 2
+    torch.testing.assert_close(likelihood.around(features, centre).log_prob(x), likelihood(features).log_prob(shifted))

@@ -131,6 +131,24 @@ def test_any_number_of_scales(scales):
     assert p.log_prob(p.mean).isfinite().all()
 
 
+def test_a_start_expects_of_each_pixel_the_mean_of_its_nearest_neighbours_before_it():
+    likelihood = SubPixelMixture(1, num_mixtures=4, width=3, layers=1)
+    torch.nn.init.zeros_(likelihood.scales[0].head.out.weight)
+    x = torch.rand(1, 1, 6, 6)
+    expected, p = x[0, 0], likelihood(torch.zeros(1, 3, 6, 6)).given(x)
+    centre = (p.loc.mean(1)[0, 0] + 1) / 2
+    torch.testing.assert_close(centre[2, 2], torch.tensor(0.5))  # the first sub-image has none before it
+    corners = expected[2, 2] + expected[2, 4] + expected[4, 2] + expected[4, 4]
+    torch.testing.assert_close(centre[3, 3], corners / 4)
+    for row, column in ((2, 3), (3, 2)):
+        cross = expected[row - 1, column] + expected[row + 1, column]
+        cross = cross + expected[row, column - 1] + expected[row, column + 1]
+        torch.testing.assert_close(centre[row, column], cross / 4)
+    widths = p.loc[0, :, 0].amax(0) - p.loc[0, :, 0].amin(0)
+    torch.testing.assert_close(widths[2, 2] / widths[3, 3], torch.tensor(4.0))
+    torch.testing.assert_close(p.log_scale[0, 0, 0, 2, 2] - p.log_scale[0, 0, 0, 3, 3], torch.tensor(4.0).log())
+
+
 @pytest.mark.parametrize("model", [VAE, HierarchicalVAE])
 def test_models_train_score_sample_and_are_saved_with_it(tmp_path, model):
     torch.manual_seed(0)
@@ -140,7 +158,7 @@ def test_models_train_score_sample_and_are_saved_with_it(tmp_path, model):
     terms = vae.elbo(x)
     (-terms.elbo.mean()).backward()
     assert all(p.grad is not None for p in vae.likelihood.parameters())
-    assert 5 < -terms.log_likelihood.mean() / (64 * math.log(2)) < 12
+    assert 5 < -terms.log_likelihood.mean() / (64 * math.log(2)) < 20  # noise, where neighbours mislead
     vae.eval()
     assert vae.sample(2).shape == vae.reconstruct(x[:2]).shape == (2, 1, 8, 8)
     assert vae.interpolate(x[:1], x[1:2], 3).shape == (1, 3, 1, 8, 8)
