@@ -1,6 +1,7 @@
 """A likelihood that looks at its neighbours: the sub-images of an image in turn, each given those before it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ class SubPixelMixture(Likelihood):
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
         """Features of images whose height and width 2 to the power of ``scales`` divides."""
-        batch, num, height, width = features.shape
+        _, num, height, width = features.shape
         size = 2 ** len(self.scales)
         if num != self.num_features or height % size or width % size:
             allowed = f"(batch, {self.num_features}, H, W) with H and W multiples of {size}"
@@ -67,20 +68,9 @@ class SubPixelMixture(Likelihood):
         for _ in self.scales:
             features, rest = to_depth(features).split([num, AFTER_FIRST * num], 1)
             own.append(rest)
-        coarsest = self.first(features)
-
-        def given(x: Tensor) -> DiscretizedLogisticMixture:
-            parameters, centre = coarsest, x.new_zeros(batch, self.channels, *coarsest.shape[2:])
-            for i in reversed(range(len(own))):
-                later, centres = self.scales[i](own[i], x[..., :: 2**i, :: 2**i])
-                parameters = to_space(torch.cat([parameters, later], 1))
-                centre = to_space(torch.cat([centre, centres], 1))
-            return self.mixture.around(parameters, centre)
-
-        places = [(size, 0, 0)]  # in their order: the distance of a sub-image's pixels, the row and column of its first
-        for step in (2**i for i in range(len(self.scales), 0, -1)):
-            places += [(step, row * step // 2, column * step // 2) for row, column in ORDER[1:]]
-        return SubPixelDistribution(given, features.new_zeros(batch, self.channels, height, width).float(), places)
+        first = self.mixture(self.first(features))
+        later = [partial(scale, each) for scale, each in zip(self.scales, own, strict=True)]
+        return SubPixelDistribution(first, later[::-1])
 
 
 class Head(nn.Module):
@@ -112,7 +102,7 @@ class Scale(nn.Module):
 
     def __init__(self, channels: int, width: int, layers: int, mixture: LogisticMixture):
         super().__init__()
-        self.channels = channels
+        self.channels, self.mixture = channels, mixture
         self.context = nn.Conv2d(AFTER_FIRST * channels, AFTER_FIRST * width, 3, padding=1, bias=False)
         self.centre = nn.Conv2d(AFTER_FIRST * channels, AFTER_FIRST * channels, 3, padding=1, bias=False)
         mean = torch.einsum("gsyx,cd->gcsdyx", mean_of_nearest(), torch.eye(channels))
@@ -123,16 +113,17 @@ class Scale(nn.Module):
         mask = (place[:, None] >= place).repeat_interleave(channels, 1)
         self.register_buffer("mask", mask[:, :, None, None].float(), persistent=False)
 
-    def forward(self, own: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Parameters of mixtures ``[B, 3 num_features, h, w]`` and their centres ``[B, 3 C, h, w]`` on [-1, 1].
+    def forward(self, own: Tensor, x: Tensor) -> DiscretizedLogisticMixture:
+        """Mixtures of sub-images 1 to 3 of each image in turn, batch shape ``[3 B]``, event shape ``[C, h, w]``.
 
-        ``own`` are features ``[B, 3 width, h, w]``, ``x`` images ``[B, C, 2h, 2w]`` in [0, 1].
+        ``own`` are features ``[B, 3 width, h, w]``, ``x`` all sub-images ``[B, 4 C, h, w]``, in [0, 1].
         """
-        seen = to_depth(2 * x - 1)[:, : -self.channels]  # all but the last sub-image
+        seen = 2 * x[:, : -self.channels] - 1  # the last is before no other
         with torch.autocast(x.device.type, enabled=False):  # a centre is as exact as a pixel
             centre = F.conv2d(seen, self._masked(self.centre), padding=1)
         context = F.conv2d(CONTRAST * seen.to(own.dtype), self._masked(self.context).to(own.dtype), padding=1)
-        return self.head(own + context), centre
+        parameters = self.head(own + context).contiguous()
+        return self.mixture.around(one_by_one(parameters), one_by_one(centre))
 
     def _masked(self, layer: nn.Conv2d) -> Tensor:
         return layer.weight * self.mask.repeat_interleave(layer.out_channels // AFTER_FIRST, 0)
@@ -144,10 +135,9 @@ class SubPixelDistribution(Distribution):
     ``mean`` is the picture of each sub-image's mean given the means before it; it is not the mean of all samples.
 
     Args:
-        given: from images ``[B, C, H, W]`` in [0, 1] to mixtures; the mixture of a pixel depends only on the
-            sub-images before its own.
-        blank: images of the shape that is wanted, on the device to compute on; their values do not count.
-        places: of each sub-image in its turn, the distance of its pixels, and the row and column of the first.
+        first: of the coarsest sub-image 0.
+        later: of each scale, the coarsest first: from all its sub-images ``[B, 4 C, h, w]`` in [0, 1] to mixtures of
+            1 to 3, batch shape ``[3 B]``, each of which depends only on the sub-images before its own.
     """
 
     support = constraints.independent(constraints.unit_interval, 3)  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
@@ -155,17 +145,27 @@ class SubPixelDistribution(Distribution):
 
     def __init__(
         self,
-        given: Callable[[Tensor], DiscretizedLogisticMixture],
-        blank: Tensor,
-        places: Sequence[tuple[int, int, int]],
+        first: DiscretizedLogisticMixture,
+        later: Sequence[Callable[[Tensor], DiscretizedLogisticMixture]],
     ):
-        self.given, self.blank, self.places = given, blank, places
-        super().__init__(blank.shape[:1], blank.shape[1:], validate_args=False)
+        self.first, self.later = first, later
+        channels, height, width = first.event_shape
+        size = 2 ** len(later)
+        shape = torch.Size([channels, height * size, width * size])
+        super().__init__(first.batch_shape, shape, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Exact log-probability of images ``[..., B, C, H, W]``, nats, ``[..., B]``."""
         images = value.reshape(-1, *self.batch_shape, *self.event_shape)
-        return torch.stack([self.given(x).log_prob(x) for x in images]).view(value.shape[:-3])
+        return torch.stack([self._log_prob(x) for x in images]).view(value.shape[:-3])
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        log_prob, channels = x.new_zeros(()), self.event_shape[0]
+        for later in reversed(self.later):
+            parts = to_depth(x)
+            x, rest = parts.split([channels, AFTER_FIRST * channels], 1)
+            log_prob = log_prob + later(parts).log_prob(one_by_one(rest)).view(-1, AFTER_FIRST).sum(1)
+        return log_prob + self.first.log_prob(x)
 
     @torch.no_grad()
     def sample(self, sample_shape: _size = ()) -> Tensor:
@@ -180,12 +180,18 @@ class SubPixelDistribution(Distribution):
         return self._in_turn(lambda mixture: mixture.mean)
 
     def _in_turn(self, choose: Callable[[DiscretizedLogisticMixture], Tensor]) -> Tensor:
-        x = self.blank
-        for step, row, column in self.places:
-            place = torch.zeros_like(x[0, 0], dtype=torch.bool)
-            place[row::step, column::step] = True
-            x = torch.where(place, choose(self.given(x)), x)
+        x = choose(self.first)
+        for later in self.later:
+            parts = [x, *(torch.zeros_like(x) for _ in range(AFTER_FIRST))]
+            for i in range(AFTER_FIRST):
+                parts[1 + i] = choose(later(torch.cat(parts, 1)))[i::AFTER_FIRST]
+            x = to_space(torch.cat(parts, 1))
         return x
+
+
+def one_by_one(later: Tensor) -> Tensor:
+    """Sub-images 1 to 3 of each image, side by side ``[B, 3 D, h, w]``, in turn: ``[3 B, D, h, w]``."""
+    return later.unflatten(1, (AFTER_FIRST, -1)).flatten(0, 1)
 
 
 def mean_of_nearest() -> Tensor:
@@ -201,16 +207,22 @@ def mean_of_nearest() -> Tensor:
     return weight
 
 
+# Both copy once, pixel by pixel with all its channels: fast where these are neighbours in memory, as they are in what
+# convolutions make. Slices with steps would have gradients that fill the whole image with zeros, four times.
+
+
 def to_depth(x: Tensor) -> Tensor:
     """``[B, C, H, W]`` to ``[B, 4 C, H/2, W/2]``: the four sub-images one after another, in their order."""
-    return torch.cat([x[..., row::2, column::2] for row, column in ORDER], 1)
+    squares = x.movedim(1, -1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # B h 2 w 2 C
+    rows = [row.unbind(3) for row in squares.unbind(2)]
+    return torch.stack([rows[row][column] for row, column in ORDER], 3).flatten(3).movedim(-1, 1)
 
 
 def to_space(x: Tensor) -> Tensor:
     """The inverse of ``to_depth``."""
-    parts = dict(zip(ORDER, x.chunk(4, 1), strict=True))
-    rows = [torch.stack([parts[row, column] for column in (0, 1)], -1).flatten(-2) for row in (0, 1)]
-    return torch.stack(rows, -2).flatten(-3, -2)
+    parts = dict(zip(ORDER, x.movedim(1, -1).unflatten(3, (4, -1)).unbind(3), strict=True))  # each B h w C
+    rows = [torch.stack([parts[row, column] for column in (0, 1)], 3).flatten(2, 3) for row in (0, 1)]
+    return torch.stack(rows, 2).flatten(1, 2).movedim(-1, 1)
 
 
 LIKELIHOODS["subpixel_mixture"] = SubPixelMixture

@@ -9,7 +9,7 @@ import torch
 from resvae import VAE, HierarchicalVAE, load, save
 from resvae.errors import ResvaeError
 from resvae.probability import DiscretizedLogisticMixture, make_likelihood
-from resvae.probability.subpixel import ORDER, SubPixelMixture, to_depth, to_space
+from resvae.probability.subpixel import ORDER, SubPixelDistribution, SubPixelMixture, to_depth, to_space
 
 
 @pytest.fixture
@@ -24,6 +24,28 @@ def likelihood() -> SubPixelMixture:
 
 def features(batch: int = 2, size: int = 4) -> torch.Tensor:
     return torch.randn(batch, 5, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def whole(p: SubPixelDistribution, x: torch.Tensor) -> DiscretizedLogisticMixture:
+    """The mixtures of all pixels of images ``[B, C, H, W]``, given the sub-images before each."""
+    names = ("logits", "loc", "log_scale", "coefficients")
+    parts = [x[..., :: 2**i, :: 2**i] for i in reversed(range(len(p.later)))]
+    arranged = []
+    for name in names:
+        value = getattr(p.first, name)
+        for later, image in zip(p.later, parts, strict=True):
+            rest = getattr(later(to_depth(image)), name).unflatten(0, (-1, 3))  # B 3 ... h w
+            flat = [value.reshape(len(x), -1, *value.shape[-2:]), rest.reshape(len(x), -1, *rest.shape[-2:])]
+            value = to_space(torch.cat(flat, 1)).unflatten(1, value.shape[1:-2])
+        arranged.append(value)
+    return DiscretizedLogisticMixture(*arranged)
+
+
+def places(scales: int) -> list[tuple[int, int, int]]:
+    """Of each sub-image in its turn, the distance of its pixels, and the row and column of the first."""
+    steps = [2**i for i in range(scales, 0, -1)]
+    later = [(step, row * step // 2, column * step // 2) for step in steps for row, column in ORDER[1:]]
+    return [(2**scales, 0, 0), *later]
 
 
 def of_values(mixture: DiscretizedLogisticMixture, row: int, column: int, values: torch.Tensor) -> torch.Tensor:
@@ -45,16 +67,16 @@ def test_each_conditional_depends_on_the_sub_images_before_it_and_on_no_others(l
     p = likelihood(features(1, 8))
 
     def of(places):
-        loc = p.given(x).loc
+        loc = whole(p, x).loc
         return [loc[..., row::step, column::step] for step, row, column in places]
 
-    assert len(p.places) == 1 + 3 * 2
-    assert sum(torch.ones(8, 8)[row::step, column::step].sum() for step, row, column in p.places) == 64
-    before = of(p.places)
-    for changed, (step, row, column) in enumerate(p.places):
+    assert len(places(2)) == 1 + 3 * 2
+    assert sum(torch.ones(8, 8)[row::step, column::step].sum() for step, row, column in places(2)) == 64
+    before = of(places(2))
+    for changed, (step, row, column) in enumerate(places(2)):
         kept = x.clone()
         x[..., row::step, column::step] = torch.rand_like(x[..., row::step, column::step])
-        same = [torch.equal(*pair) for pair in zip(before, of(p.places), strict=True)]
+        same = [torch.equal(*pair) for pair in zip(before, of(places(2)), strict=True)]
         assert same == [i <= changed for i in range(7)]
         x = kept
 
@@ -63,7 +85,7 @@ def test_the_256_values_of_each_pixel_sum_to_1_given_those_before():
     torch.manual_seed(0)
     likelihood = SubPixelMixture(1, num_mixtures=2, width=5, scales=2)
     x = torch.randint(256, (1, 1, 4, 4)) / 255
-    mixture = likelihood(features(1)).given(x)
+    mixture = whole(likelihood(features(1)), x)
     for row, column in itertools.product(range(4), repeat=2):
         total = of_values(mixture, row, column, torch.arange(256) / 255).logsumexp(0)
         assert total.exp().item() == pytest.approx(1, abs=1e-5)
@@ -83,7 +105,7 @@ def test_all_images_of_2x2_together_have_probability_1():
         x = torch.zeros(1, 1, 2, 2)
         log = torch.zeros((), dtype=torch.double)
         for (row, column), level, index in zip(ORDER, [*levels, None], [first, second, third, None], strict=True):
-            mixture = p.given(x)
+            mixture = whole(p, x)
             bins = values[index] if index is not None else torch.arange(256) / 255
             log = log + of_values(mixture, row, column, bins).logsumexp(0)
             if level is not None:
@@ -99,7 +121,7 @@ def test_log_prob_is_the_sum_of_the_conditionals_and_takes_many_samples(likeliho
     assert torch.equal((x * 255).round(), x * 255)
     log_probs = p.log_prob(x)
     assert log_probs.shape == (3, 2)
-    torch.testing.assert_close(log_probs[1], p.given(x[1]).log_prob(x[1]))
+    torch.testing.assert_close(log_probs[1], whole(p, x[1]).log_prob(x[1]))
 
 
 def test_samples_are_as_probable_as_their_entropy_says_and_look_at_each_other():
@@ -117,7 +139,7 @@ def test_samples_are_as_probable_as_their_entropy_says_and_look_at_each_other():
 def test_the_mean_is_each_sub_images_given_the_means_before(likelihood):
     p = likelihood(features())
     mean = p.mean
-    torch.testing.assert_close(mean, p.given(mean).mean)
+    torch.testing.assert_close(mean, whole(p, mean).mean)
     assert mean.min() >= 0
     assert mean.max() <= 1
 
@@ -135,7 +157,7 @@ def test_a_start_expects_of_each_pixel_the_mean_of_its_nearest_neighbours_before
     likelihood = SubPixelMixture(1, num_mixtures=4, width=3, layers=1)
     torch.nn.init.zeros_(likelihood.scales[0].head.out.weight)
     x = torch.rand(1, 1, 6, 6)
-    expected, p = x[0, 0], likelihood(torch.zeros(1, 3, 6, 6)).given(x)
+    expected, p = x[0, 0], whole(likelihood(torch.zeros(1, 3, 6, 6)), x)
     centre = (p.loc.mean(1)[0, 0] + 1) / 2
     torch.testing.assert_close(centre[2, 2], torch.tensor(0.5))  # the first sub-image has none before it
     corners = expected[2, 2] + expected[2, 4] + expected[4, 2] + expected[4, 4]
