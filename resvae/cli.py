@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "validate": (TRAIN, "verbs.checkpoints", "validation figures", "runs/quickstart"),
     "test": (TRAIN, "verbs.checkpoints", "test figures", "runs/quickstart"),
     "sweep": (TRAIN, "studies.sweep", "compare depths", "--config configs/quickstart.yaml --depths 16,22 --seeds 0,1"),
+    "bench": (TRAIN, "verbs.bench", "speed on this machine", "--config configs/cifar10.yaml --out bench.json"),
     "study": (TRAIN, "studies", "what residuals do", "--help lists the studies"),
     "sample": (USE, "verbs.sample", "draw new images", "runs/quickstart --num 64 --out samples.png"),
     "reconstruct": (USE, "verbs.reconstruct", "originals beside", "runs/quickstart --num 32 --out pairs.png"),

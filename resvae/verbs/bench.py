@@ -1,0 +1,224 @@
+"""``resvae bench``: how fast a configuration trains and samples on this machine, beside what the machine can do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from resvae.benchmark.beside import loaders, of_lightning
+from resvae.benchmark.ceilings import convolution, copy, matrix_product, squares
+from resvae.benchmark.operations import by_kind
+from resvae.benchmark.report import Report, Row, Section
+from resvae.benchmark.steps import Training
+from resvae.benchmark.timing import Case, Timed, take_turns
+from resvae.errors import ResvaeError, at_least
+from resvae.files import writable
+from resvae.progress import progress
+from resvae.provenance import origin
+from resvae.training.configuration import Configuration, parse
+
+MIB = 2**20
+SHAPES = 10  # of the model's convolutions are shown; all of them count
+
+
+def main(verb: str, arguments: list[str]) -> None:
+    """Parse ``resvae bench``, measure, print the tables and write them."""
+
+    def add(parser: ArgumentParser) -> None:
+        parser.add_argument("--seconds", type=float, default=60.0, help="of measuring, for each table (default: 60)")
+        parser.add_argument("--num", type=int, default=64, help="images that are sampled at once (default: 64)")
+        parser.add_argument("--depths", type=str | None, help="28,70,100: the step of each depth, too")
+        parser.add_argument("--batch_sizes", type=str | None, help="16,64,256: the step of each batch size, too")
+        parser.add_argument("--switches", type=bool, default=False, help="the step with bf16 and compile on and off")
+        parser.add_argument("--loaders", type=bool, default=False, help="our loader beside torchvision's")
+        parser.add_argument("--out", type=str | None, help="a .json; tables (.md) and plots (.png) go beside it")
+
+    configuration, own = parse(arguments, verb, add)
+    at_least(1, num=own.num)
+    if not own.seconds > 0:
+        raise ResvaeError(f"seconds: {own.seconds} is not allowed; more than 0")
+    out = None if own.out is None else writable(own.out, ".json")
+    depths, batch_sizes = (whole_numbers(name, own[name]) for name in ("depths", "batch_sizes"))
+    report = bench(configuration, own.seconds, own.num, depths, batch_sizes, own.switches, own.loaders)
+    print(report.markdown(), end="")
+    if out is not None:
+        print("\n".join(f"wrote {path}" for path in report.write(out)))
+
+
+def bench(
+    configuration: Configuration,
+    seconds: float = 60.0,
+    num: int = 64,
+    depths: Sequence[int] = (),
+    batch_sizes: Sequence[int] = (),
+    switches: bool = False,
+    loading: bool = False,
+) -> Report:
+    """Measure a configuration of a VAE on random images.
+
+    Args:
+        configuration: what trains; its data set is not read.
+        seconds: of measuring, for each table.
+        num: images that are sampled at once.
+        depths: in the place of the configuration's own.
+        batch_sizes: in the place of the configuration's own.
+        switches: whether to measure bf16 and compile on and off.
+        loading: whether to measure our loader and torchvision's.
+
+    Raises:
+        ResvaeError: the configuration trains a classifier.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    training = Training(configuration, device)
+    dtype = torch.bfloat16 if training.bf16 else torch.float32
+    named = {"precision": "bf16" if training.bf16 else "fp32", "compiled": configuration.values.model.compile}
+    report = Report({"configuration": configuration.values.name, **named, **origin(device)})
+    ceiling, sections = ceilings(training, device, dtype, seconds)
+    report.sections.extend(sections)
+    report.sections.append(whole(training, ceiling, seconds, num))
+    report.sections.append(parts(training, seconds))
+    report.sections.append(operations(training))
+    changes = [
+        ("depth", "model.vae.init_args.depth", depths),
+        ("batch size", "data.batch_size", batch_sizes),
+    ]
+    for name, field, values in changes:
+        if values:
+            varied = {str(value): {field: value} for value in values}
+            report.sections.append(compared(name, configuration, varied, device, ceiling, seconds))
+    if switches:
+        both = [("on", True), ("off", False)]
+        varied = {
+            f"bf16 {bf16}, compile {word}": {"model.precision": precision, "model.compile": compiled}
+            for bf16, precision in (("on", "bf16"), ("off", "fp32"))
+            for word, compiled in both
+        }
+        report.sections.append(compared("switches", configuration, varied, device, ceiling, seconds))
+    if loading:
+        timed = take_turns(loaders(training.module.image_shape, training.batch_size), device, seconds)
+        rows: list[Row] = [
+            {"loader": each.case.name, "images/s": each.images_per_second, **_spread(each)} for each in timed
+        ]
+        report.sections.append(Section("Loading, cropping and mirroring", rows, "Milliseconds are of 50 batches."))
+    return report
+
+
+def ceilings(
+    training: Training, device: torch.device, dtype: torch.dtype, seconds: float
+) -> tuple[float, list[Section]]:
+    """FLOP/s of the fastest 3x3 convolution, and the tables of the machine and of the model's own convolutions."""
+    best, product, copied = squares(device, dtype), matrix_product(device, dtype), copy(device)
+    timed = take_turns([*best, product, copied], device, seconds)
+    *convolutions, matrix, memory = timed
+    fastest = max(convolutions, key=lambda each: each.flops_per_second)
+    machine = [
+        {"what": f"3x3 convolution, forward and backward; {fastest.case.name}", **_flops(fastest)},
+        {"what": matrix.case.name, **_flops(matrix)},
+        {"what": f"{memory.case.name}: GB/s read and written", **_flops(memory)},
+    ]
+    counts = training.convolutions()
+    own = take_turns([convolution(shape, device, dtype) for shape in counts], device, seconds)
+    rows = sorted(zip(own, counts.values(), strict=True), key=lambda row: -row[0].seconds * row[1])
+    total = sum(each.seconds * count for each, count in rows)
+    flops = sum(each.case.flops * count for each, count in rows)
+    listed: list[Row] = [
+        {
+            "convolution": each.case.name,
+            "times": count,
+            "ms": 1e3 * each.seconds * count,
+            "GFLOP/s": each.flops_per_second / 1e9,
+        }
+        for each, count in rows[:SHAPES]
+    ]
+    listed.append(
+        {
+            "convolution": f"all {len(rows)} kinds",
+            "times": sum(counts.values()),
+            "ms": 1e3 * total,
+            "GFLOP/s": flops / total / 1e9,
+        }
+    )
+    return fastest.flops_per_second, [
+        Section("What the machine can do", machine, "GFLOP/s of the first row are the ceiling below."),
+        Section("The model's own convolutions, alone", listed),
+    ]
+
+
+def whole(training: Training, ceiling: float, seconds: float, num: int) -> Section:
+    """The training step and sampling."""
+    step, sample = take_turns([training.case("training step"), training.sampling(num)], training.device, seconds)
+    rows = [_row("what", step, ceiling, training.memory())]
+    rows.append({"what": sample.case.name, "images/s": sample.images_per_second, **_spread(sample)})
+    return Section("The whole", rows, "Memory: the most that activations and gradients take at once.")
+
+
+def parts(training: Training, seconds: float) -> Section:
+    """The step's parts, each by itself."""
+    step, *rest = take_turns([training.case("whole step"), *training.parts()], training.device, seconds)
+    rows = [
+        {"part": each.case.name, "ms": 1e3 * each.seconds, "of the whole step": each.seconds / step.seconds}
+        | _spread(each)
+        for each in (step, *rest)
+    ]
+    lightning, bare = of_lightning(training, seconds)
+    name = "Lightning and logging"
+    rows.append({"part": name, "ms": 1e3 * (lightning - bare), "of the whole step": (lightning - bare) / bare})
+    return Section("The parts of a step, each by itself", rows, "The likelihood by itself is not compiled.")
+
+
+def operations(training: Training) -> Section:
+    """Shares of the step's time by kind of operation."""
+    shares = by_kind(training.step, training.device)
+    return Section("Where a step's time goes", [{"operations": kind, "share": share} for kind, share in shares.items()])
+
+
+def compared(
+    name: str,
+    base: Configuration,
+    varied: dict[str, dict[str, Any]],
+    device: torch.device,
+    ceiling: float,
+    seconds: float,
+) -> Section:
+    """The training step of variants of a configuration, in turns."""
+    made = {label: Training(base.changed(changes), device) for label, changes in progress(varied.items(), name)}
+    cases: list[Case] = [each.case(label) for label, each in made.items()]
+    timed = take_turns(cases, device, seconds)
+    memory = [each.memory() for each in made.values()]
+    return Section(
+        f"The training step by {name}",
+        [_row(name, each, ceiling, most) for each, most in zip(timed, memory, strict=True)],
+    )
+
+
+def whole_numbers(option: str, text: str | None) -> list[int]:
+    """The numbers of ``28,70,100``; ``ResvaeError`` for anything else."""
+    try:
+        numbers = [int(word) for word in text.split(",")] if text else []
+    except ValueError:
+        raise ResvaeError(f"{option}: {text} is not allowed; whole numbers with commas between them") from None
+    for number in numbers:
+        at_least(1, **{option: number})
+    return numbers
+
+
+def _row(name: str, timed: Timed, ceiling: float, memory: int) -> Row:
+    return {
+        name: timed.case.name,
+        "images/s": timed.images_per_second,
+        **_spread(timed),
+        "GFLOP/s": timed.flops_per_second / 1e9,
+        "fraction of the ceiling": timed.flops_per_second / ceiling,
+        "memory, MiB": memory / MIB,
+    }
+
+
+def _spread(timed: Timed) -> Row:
+    return {"ms, least to most": f"{1e3 * timed.low:.4g} to {1e3 * timed.high:.4g}"}
+
+
+def _flops(timed: Timed) -> Row:
+    return {"GFLOP/s": timed.flops_per_second / 1e9, **_spread(timed)}

@@ -1,0 +1,49 @@
+"""``resvae bench`` from the command line."""
+
+import json
+
+import pytest
+
+from resvae.cli import main
+
+QUICK = ["bench", "--config", "configs/quickstart.yaml", "--data.batch_size", "8", "--seconds", "0.01", "--num", "2"]
+
+
+def test_tables_are_printed_and_written(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    assert main([*QUICK, "--depths", "16,22", "--batch_sizes", "4,8", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["configuration"] == "quickstart"
+    by_depth = found["sections"]["The training step by depth"]
+    assert [row["depth"] for row in by_depth] == ["16", "22"]
+    assert by_depth[1]["memory, MiB"] > by_depth[0]["memory, MiB"]
+    sizes = found["sections"]["The training step by batch size"]
+    assert sizes[1]["memory, MiB"] > sizes[0]["memory, MiB"]
+    for row in (*by_depth, *sizes):
+        assert row["images/s"] > 0
+        assert row["fraction of the ceiling"] > 0
+    whole = found["sections"]["The whole"]
+    assert [row["what"] for row in whole] == ["training step", "sampling, 2 at once"]
+    markdown = out.with_suffix(".md").read_text()
+    assert markdown in text
+    assert all(f"### {title}\n" in markdown for title in found["sections"])
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--seconds", "0"], "seconds: 0.0 is not allowed; more than 0"),
+        (["--num", "0"], "num: 0 is not allowed"),
+        (["--depths", "16;22"], "depths: 16;22 is not allowed; whole numbers with commas between them"),
+        (["--out", "nowhere/bench.json"], "out: nowhere/bench.json cannot be written"),
+        (["--out", "bench.txt"], "out: bench.txt is not allowed; end it with .json"),
+        (["--depths", "17"], "depth: 17"),
+    ],
+)
+def test_bad_options_are_one_line(options, line, capsys):
+    assert main([*QUICK, *options]) == 2
+    error = capsys.readouterr().err
+    assert line in error
+    assert error.count("\n") == 1
