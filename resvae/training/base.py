@@ -72,6 +72,7 @@ class LitModel(pl.LightningModule, ABC):
         self.precision = precision
         self.clip_norm = clip_norm
         self.guard = GradientGuard()
+        self.means = Means()
         self.compiles = compile
         self._compiled: Callable[[Tensor], Any] | None = None
         self._rng: dict[str, Any] | None = None
@@ -143,10 +144,9 @@ class LitModel(pl.LightningModule, ABC):
         value = norm.item()
         if self.guard.accepts(value):
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-            self.log("train/grad_norm", value, on_step=False, on_epoch=True, batch_size=1)
+            self._log_means("train", {"grad_norm": norm}, 1)
         else:
             optimizer.zero_grad()
-        self.log("train/skipped_updates", float(self.guard.skipped), on_step=False, on_epoch=True, reduce_fx="max")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the model is, the guard's statistics and the random states."""
@@ -194,15 +194,50 @@ class LitModel(pl.LightningModule, ABC):
             return describe(self.model)
         return None
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the means where an epoch ends, or training does: callbacks find them at the epoch's end."""
+        trainer = self.trainer
+        if trainer.is_last_batch or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step:
+            self.means.log(self, "train")
+            skipped = float(self.guard.skipped)
+            self.log("train/skipped_updates", skipped, on_step=False, on_epoch=True, reduce_fx="max")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means of the validation."""
+        self.means.log(self, "val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means of the test."""
+        self.means.log(self, "test")
+
     def _log_means(self, split: str, values: dict[str, Tensor], num: int) -> None:
-        """Log the means over a batch of ``num`` images; they are averaged over the epoch."""
-        self.log_dict(
-            {f"{split}/{name}": value for name, value in values.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=num,
-            sync_dist=split != "train",
-        )
+        """Count the means over a batch of ``num`` images in those over the epoch, which are logged."""
+        self.means.add(split, values, num)
+
+
+class Means:
+    """Means over batches of different sizes, kept on the device until they are logged.
+
+    Lightning's own ``log`` at every step costs more than a step of a small network.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}
+
+    def add(self, split: str, values: dict[str, Tensor], num: int) -> None:
+        """Add the means over ``num`` images, scalars."""
+        names = split, *values
+        sums = torch.stack([value.detach() for value in values.values()]).double() * num
+        if names in self._sums:
+            sums, num = self._sums[names][0] + sums, self._sums[names][1] + num
+        self._sums[names] = sums, num
+
+    def log(self, module: pl.LightningModule, split: str) -> None:
+        """Log what was added since the last time; what is logged again in the same epoch is averaged as it should."""
+        for split_of, *names in [names for names in self._sums if names[0] == split]:
+            sums, num = self._sums.pop((split_of, *names))
+            values = {f"{split}/{name}": value for name, value in zip(names, (sums / num).float(), strict=True)}
+            module.log_dict(values, on_step=False, on_epoch=True, batch_size=num, sync_dist=True)
 
 
 def native_bf16(device: str) -> bool:

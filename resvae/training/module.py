@@ -81,7 +81,7 @@ class LitVAE(LitModel):
         loss = -weighted_elbo(terms, kl_weight, self.free_bits).mean() + penalty
         self._log("train", terms, penalty)
         if self.kl.warmup_steps:
-            self.log("train/kl_weight", kl_weight, on_step=False, on_epoch=True)
+            self._log_means("train", {"kl_weight": torch.tensor(kl_weight)}, len(terms.elbo))
         return loss
 
     def evaluate(self, split: str, batch: Any, batch_idx: int) -> None:

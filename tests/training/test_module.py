@@ -15,6 +15,7 @@ from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError
 from resvae.models import VAE
 from resvae.probability import KlSchedule, weighted_elbo
+from resvae.training.base import Means
 from resvae.training.module import LitVAE
 from resvae.training.schedule import Schedule
 from resvae.training.summary import Summary
@@ -123,6 +124,8 @@ def test_kl_weight_and_free_bits_count_in_training_only():
         losses.append(model.training_step((batch, None), 0).item())
         model.validation_step((batch, None), 0)
         model.test_step((batch, None), 0)
+        for split in ("train", "val", "test"):
+            model.means.log(model, split)
         logged.append({name: value.item() for name, value in values.items()})
     torch.manual_seed(1)
     terms = weighted.vae.elbo(batch)
@@ -130,6 +133,7 @@ def test_kl_weight_and_free_bits_count_in_training_only():
     assert losses[0] == pytest.approx(-terms.elbo.mean().item())
     assert losses[1] == pytest.approx(-weighted_elbo(terms, 0.25, 50.0).mean().item())
     assert losses[1] == pytest.approx(-terms.log_likelihood.mean().item() + 12.5)
+    assert logged[1].pop("train/kl_weight") == 0.25
     assert logged[0] == logged[1]  # what is logged is the true objective, in training too
     assert logged[1]["train/loss"] == pytest.approx(losses[0])
     assert logged[1]["val/loss"] == -logged[1]["val/elbo"]
@@ -157,9 +161,37 @@ def test_validation_draws_the_same_noise_each_time_and_leaves_the_global_stream_
     # another batch has other noise: the same images as first and as second batch give other figures
     x, figures = data.images("val"), []
     model.log_dict = lambda values, **_: figures.append(values["val/elbo"].item())
-    model.validation_step((x, None), 0)
-    model.validation_step((x, None), 1)
+    for batch_idx in (0, 1):
+        model.validation_step((x, None), batch_idx)
+        model.means.log(model, "val")
     assert figures[0] != figures[1]
+
+
+def test_means_are_over_images_however_large_the_batches_and_however_often_they_are_logged():
+    class Watch(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.mean = trainer.callback_metrics["train/loss"].item()
+
+    class Known(LitVAE):
+        """Says that each image's loss is the number of the batch, counted from 1."""
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.means = Means() if batch_idx == 0 else self.means
+            self._log_means("train", {"loss": torch.tensor(batch_idx + 1.0)}, len(batch[0]))
+            return loss
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if batch_idx == 1:
+                self.means.log(self, "train")  # in the middle of the epoch, too
+            super().on_train_batch_end(outputs, batch, batch_idx)
+
+    model, watch = tiny(), Watch()
+    model.__class__ = Known
+    model._log = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
+    train(model, ImageDataModule("digits", batch_size=40, validation=50, limit=96), watch)
+    sizes = [40, 40, 16]
+    assert watch.mean == pytest.approx(sum((i + 1) * n for i, n in enumerate(sizes)) / sum(sizes))
 
 
 def test_how_often_one_validates_does_not_change_training():
