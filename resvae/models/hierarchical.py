@@ -1,5 +1,6 @@
 """A residual VAE whose decoder's depth is depth in latent levels."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -27,6 +28,7 @@ from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetEncoder, latent_levels, vae_blocks
 from resvae.networks.blocks import ResidualBlock
 from resvae.networks.resnet import final_layers, start_small
+from resvae.networks.segments import through
 from resvae.probability import ElboTerms, LikelihoodChoice, make_likelihood
 
 
@@ -71,6 +73,7 @@ class HierarchicalVAE(ImageVAE):
         ResvaeError: a depth or levels that do not fit the stages, an image size that the strides do not divide.
     """
 
+    segment: int | None = None  # see ``networks.segments``
     earlier: ClassVar = {"level_block": False, "posterior": "concat_3x3"}
 
     def __init__(
@@ -160,9 +163,9 @@ class HierarchicalVAE(ImageVAE):
         visits: list[Visit] = []
         level = 0
         for i, stage in enumerate(self.stages):
-            for module in stage:  # pyright: ignore[reportGeneralTypeIssues]
-                if not isinstance(module, Level):
-                    h = module(h)
+            for module in runs(stage):
+                if isinstance(module, list):
+                    h = through(module, h, self.segment)
                     continue
                 prior = module.prior(h)
                 z = prior.mean
@@ -245,6 +248,19 @@ class HierarchicalVAE(ImageVAE):
         parts = z.split([math.prod(shape) for shape in shapes], 1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
+    def chains(self) -> list[list[nn.Module]]:
+        """Blocks that follow one another without a level between them."""
+        return [run for stage in self.stages for run in runs(stage) if isinstance(run, list)]
+
     def _tempered(self, temperature: float | Sequence[float]) -> Choose:
         factors = level_temperatures(temperature, self.num_levels)
         return lambda level, prior, posterior: prior.mean + factors[level] * (prior.sample() - prior.mean)
+
+
+def runs(stage: nn.Module) -> Iterator[Level | list[nn.Module]]:
+    """The levels of a stage, each alone, and between them the blocks that follow one another."""
+    for is_level, modules in itertools.groupby(stage.children(), lambda module: isinstance(module, Level)):
+        if is_level:
+            yield from modules  # pyright: ignore[reportReturnType]
+        else:
+            yield list(modules)

@@ -9,6 +9,7 @@ from resvae.models.base import Encoded, json_arguments
 from resvae.models.registry import register
 from resvae.models.vae import OneLatentVAE, gaussian
 from resvae.networks import BlockConfig, ResidualBlock, ResNetEncoder, vae_blocks
+from resvae.networks.segments import Blocks
 from resvae.probability import Bernoulli
 
 WIDTHS = (256, 512, 1024, 2048)
@@ -51,7 +52,7 @@ class ReferenceDecoder(nn.Module):
         self.dense = nn.Linear(latent_dim, intermediate_dim)
         self.norm = nn.BatchNorm1d(intermediate_dim, EPS, MOMENTUM)
         channels = intermediate_dim // 16
-        self.units = nn.ModuleList()
+        self.units = Blocks()
         for width, stride, num in zip(WIDTHS, STRIDES, blocks, strict=True):
             for i in range(num):
                 self.units.append(ResidualBlock(channels, width, stride=stride if i == 0 else 1, up=True, config=UNIT))
@@ -61,9 +62,7 @@ class ReferenceDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """``z [B, latent_dim]`` to ``[B, 3, 32, 32]``, before the sigmoid."""
         h = torch.sigmoid(self.norm(self.dense(z))).unflatten(1, (-1, 4, 4))
-        for unit in self.units:
-            h = unit(h)
-        return self.out(h)
+        return self.out(self.units(h))
 
 
 @register

@@ -11,6 +11,7 @@ from torch import Tensor, channels_last, nn
 
 from resvae.errors import ResvaeError, at_least
 from resvae.networks.blocks import BlockConfig, ResidualBlock
+from resvae.networks.segments import Blocks
 
 STEM_STRIDE = {"cifar": 1, "imagenet": 4, "none": 1}
 PerStage = Sequence[int]  # one number per stage
@@ -155,11 +156,11 @@ class ResNetDecoder(nn.Module):
 def _stages(
     in_channels: int, blocks: PerStage, widths: PerStage, strides: PerStage, config: BlockConfig, up: bool, stem: bool
 ) -> nn.ModuleList:
-    """One ``nn.Sequential`` of blocks per stage; its first block changes the shape. ``stem``: behind a convolution."""
+    """The blocks of each stage; its first block changes the shape. ``stem``: behind a convolution."""
     scale = config.scale(sum(blocks))
     stages = nn.ModuleList()
     for num, channels, stride in zip(blocks, widths, strides, strict=True):
-        stage = nn.Sequential()
+        stage = Blocks()
         for _ in range(num):
             block = ResidualBlock(
                 in_channels, channels, stride=stride, up=up, config=config, residual_scale=scale, first=stem

@@ -20,9 +20,11 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from resvae.errors import ResvaeError
 from resvae.models.registry import registered
+from resvae.networks.segments import set_segment
 from resvae.storage import build, describe
 from resvae.training.callbacks import ExponentialAverage, Throughput, images_of
 from resvae.training.guard import GradientGuard
+from resvae.training.memory import MIB, Kept, in_bytes
 from resvae.training.muon import mark_hidden
 from resvae.training.schedule import Schedule
 
@@ -40,7 +42,7 @@ class LitModel(pl.LightningModule, ABC):
 
     Args:
         image_shape: ``(C, H, W)`` that the model takes.
-        optimizer, schedule, ema_decay, precision, compile: as ``LitVAE`` has them.
+        optimizer, schedule, ema_decay, precision, compile, memory_budget: as ``LitVAE`` has them.
         clip_norm: the gradient's largest norm.
     """
 
@@ -57,6 +59,7 @@ class LitModel(pl.LightningModule, ABC):
         precision: Precision,
         compile: bool,
         clip_norm: float = math.inf,
+        memory_budget: str | None = None,
     ):
         super().__init__()
         if not 0 <= ema_decay < 1:
@@ -65,6 +68,7 @@ class LitModel(pl.LightningModule, ABC):
             raise ResvaeError(f"precision: {precision!r} is not allowed; one of {', '.join(get_args(Precision))}")
         if not clip_norm > 0:
             raise ResvaeError(f"clip_norm: {clip_norm} is not allowed; more than 0")
+        self.memory_budget = None if memory_budget is None else in_bytes("memory_budget", memory_budget)
         self.image_shape = image_shape
         self.optimizer = optimizer
         self.schedule = schedule
@@ -76,6 +80,7 @@ class LitModel(pl.LightningModule, ABC):
         self.compiles = compile
         self._compiled: Callable[[Tensor], Any] | None = None
         self._rng: dict[str, Any] | None = None
+        self._fits = False
 
     @property
     def model(self) -> nn.Module:
@@ -102,17 +107,53 @@ class LitModel(pl.LightningModule, ABC):
                 f"model.{self.field}.image_shape: {self.image_shape} is not allowed; the images are {data.image_shape}"
             )
 
+    def fit_memory(self, batch_size: int, device: str) -> str | None:
+        """Let the model's chains of blocks have the segments that ``memory_budget`` needs; what was chosen, if asked.
+
+        Raises:
+            ResvaeError: no segments are short enough.
+        """
+        if self.memory_budget is None:
+            return None
+        self._fits = True
+        x = torch.empty(batch_size, *self.image_shape, dtype=torch.uint8, device=self.device)
+        kept = Kept(self.model, self.objective, x, self._bf16(device))
+        whole, segment = kept.with_segments(None), kept.best()
+        least = kept.with_segments(segment)
+        if min(whole, least) > self.memory_budget:
+            raise ResvaeError(
+                f"memory_budget: {self.memory_budget / MIB:,.1f} MiB is not enough for the activations of {batch_size} "
+                f"images; {least / MIB:,.1f} MiB is the least"
+            )
+        segment = None if whole <= self.memory_budget else segment
+        set_segment(self.model, segment)
+        if segment is None:
+            return f"memory: about {whole / MIB:,.1f} MiB of activations"
+        return (
+            f"memory: about {least / MIB:,.1f} MiB of activations instead of {whole / MIB:,.1f}; of every {segment} "
+            "blocks that follow one another, what is inside is computed again for the gradient"
+        )
+
     def on_fit_start(self) -> None:
         """Compile if asked to: here, so that the average, which copies the model earlier, copies no compiled graph."""
         self._compiled = torch.compile(self.objective) if self.compiles else None
 
+    def on_train_start(self) -> None:
+        """Keep to the budget of memory where ``resvae fit`` has not seen to it."""
+        loader: Any = self.trainer.train_dataloader
+        if not self._fits and isinstance(size := getattr(loader, "batch_size", None), int):
+            self.fit_memory(size, self.device.type)
+
     def compute(self, split: str, batch: Any) -> Any:
         """``objective`` of a batch: compiled in training, and in bf16 except in the test, where these are asked for."""
         x, device = images_of(batch), self.device.type
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and native_bf16(device))
+        bf16 = self._bf16(device)
         function = (split == "train" and self._compiled) or self.objective
         with torch.autocast(device, torch.bfloat16, enabled=bf16 and split != "test"):
             return function(x.contiguous(memory_format=torch.channels_last))
+
+    def _bf16(self, device: str) -> bool:
+        return self.precision == "bf16" or (self.precision == "auto" and native_bf16(device))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the figures without what only training uses (smoothing, weights of the KL, free bits)."""

@@ -21,7 +21,7 @@ class LitClassifier(LitModel):
         optimizer: a function from parameters to an optimiser, such as a class of torch.optim.
         schedule: the learning rate over time.
         label_smoothing: share of the target that is spread evenly over all classes (Szegedy 2016, section 7).
-        ema_decay, precision, compile: as ``LitVAE`` has them.
+        ema_decay, precision, compile, memory_budget: as ``LitVAE`` has them.
 
     Logs ``loss``, the cross-entropy without smoothing, and ``error``, the share of images whose largest logit is not
     their label's, under ``train/``, ``val/`` and ``test/``; each epoch ``train/grad_norm``,
@@ -44,8 +44,10 @@ class LitClassifier(LitModel):
         ema_decay: float = 0.999,
         precision: Precision = "auto",
         compile: bool = False,
+        memory_budget: str | None = None,
     ):
-        super().__init__(classifier.encoder.image_shape, optimizer, schedule, ema_decay, precision, compile)
+        shape = classifier.encoder.image_shape
+        super().__init__(shape, optimizer, schedule, ema_decay, precision, compile, memory_budget=memory_budget)
         if not 0 <= label_smoothing < 1:
             raise ResvaeError(f"label_smoothing: {label_smoothing} is not allowed; 0 (none) up to less than 1")
         self.classifier: ResNetClassifier = classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

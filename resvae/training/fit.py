@@ -68,6 +68,7 @@ def fit(configuration: Configuration) -> None:
     trainer = _trainer(values, parts, folder)
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     _refuse(values, model, data, trainer, resumed)
+    memory = model.fit_memory(data.batch_size, trainer.strategy.root_device.type)
     writes = getattr(rank_zero_only, "rank", 0) == 0  # of several processes the first; the others write nothing
     prepared = new and folder.exists()
     if writes:
@@ -80,6 +81,8 @@ def fit(configuration: Configuration) -> None:
             write_text(folder / CONFIG, configuration.text())
             if resumed is not None:
                 drop_rows_after(folder / "metrics.csv", resumed["global_step"])
+        if writes and memory:
+            print(memory, flush=True)
         trainer.fit(model, datamodule=data, ckpt_path=path)
         if trainer.is_global_zero:
             for callback in callbacks:

@@ -30,6 +30,8 @@ class LitVAE(LitModel):
         precision: ``bf16`` or ``fp32``; ``auto`` is bf16 where the hardware has it natively. Likelihood and KL are
             always float32.
         compile: let ``torch.compile`` build the training graph (needs a C++ compiler on a CPU).
+        memory_budget: of the activations of a training step, such as ``4GiB``. Where they need more, residual blocks
+            are computed again for the gradient, which takes at most a third more time. Default: keep everything.
 
     Logs ``elbo``, ``log_likelihood``, ``kl`` (total and per level), ``loss``, and ``bits_per_dim`` where the likelihood
     is a probability of the 256 values, under ``train/``, ``val/`` and ``test/``; where there is a floor,
@@ -55,8 +57,9 @@ class LitVAE(LitModel):
         ema_decay: float = 0.999,
         precision: Precision = "auto",
         compile: bool = False,
+        memory_budget: str | None = None,
     ):
-        super().__init__(vae.image_shape, optimizer, schedule, ema_decay, precision, compile, clip_norm)
+        super().__init__(vae.image_shape, optimizer, schedule, ema_decay, precision, compile, clip_norm, memory_budget)
         if free_bits < 0:
             raise ResvaeError(f"free_bits: {free_bits} is not allowed; 0 or more")
         self.vae: ImageVAE = vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,105 @@
+"""A model's activations within a budget of memory: how long the segments of its chains of blocks must be.
+
+Torch's internals used here: ``FakeTensorMode``, which runs a model without computing or allocating anything.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from resvae.errors import ResvaeError
+from resvae.networks.segments import chains
+
+MIB = 2**20
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def in_bytes(field: str, text: str) -> int:
+    """The bytes of ``4GiB``, ``500MB`` or ``1000000``; ``ResvaeError`` for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?)B?", text.strip().upper())
+    if not found or found[2] not in UNITS or not float(found[1]):
+        raise ResvaeError(f"{field}: {text} is not allowed; bytes, such as 4GiB or 500MB")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+class Kept:
+    """What a training step keeps for its gradient, of each block and of the rest; nothing is computed.
+
+    Args:
+        model: whose ``chains`` are looked at.
+        objective: of images ``[B, C, H, W]``, something with a Tensor that has a gradient in it.
+        x: a batch of uint8; its shape and device count.
+        bf16: whether under autocast.
+    """
+
+    def __init__(self, model: nn.Module, objective: Callable[[Tensor], Any], x: Tensor, bf16: bool):
+        self.chains = [[(0, 0)] * len(chain) for chain in chains(model)]  # of each block, what it keeps, and its input
+        places = {block: (i, j) for i, chain in enumerate(chains(model)) for j, block in enumerate(chain)}
+        storages: dict[int, torch.UntypedStorage] = {}  # alive, so that no two have one number
+        begun: list[int] = []
+
+        def total() -> int:
+            return sum(storage.nbytes() for storage in storages.values())
+
+        def keep(tensor: Tensor) -> Tensor:
+            if not (tensor.is_leaf and tensor.requires_grad):  # weights are there anyway
+                storage = tensor.untyped_storage()
+                storages[storage._cdata] = storage
+            return tensor
+
+        def before(*_: Any) -> None:
+            begun.append(total())
+
+        def after(block: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
+            i, j = places[block]
+            self.chains[i][j] = total() - begun.pop(), inputs[0].numel() * inputs[0].element_size()
+
+        class Objective(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
+
+            def forward(self, x: Tensor) -> Any:
+                return objective(x)
+
+        fake, wrapped = FakeTensorMode(), Objective()
+        tensors: dict[str, Any] = {
+            name: fake.from_tensor(tensor) for name, tensor in [*wrapped.named_parameters(), *wrapped.named_buffers()]
+        }
+        hooks = [
+            hook
+            for block in places
+            for hook in (block.register_forward_pre_hook(before), block.register_forward_hook(after))
+        ]
+        try:
+            batch = fake.from_tensor(x)
+            with fake, saved_tensors_hooks(keep, lambda tensor: tensor):
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+                    result = torch.func.functional_call(wrapped, tensors, (batch,))
+                self.total = total()
+                del result
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def with_segments(self, segment: int | None) -> int:
+        """Bytes at the most, where chains have segments of so many blocks: what is kept, and one segment's inside."""
+        if segment is None:
+            return self.total
+        inside = sum(kept for chain in self.chains for kept, _ in chain)
+        inputs, most = 0, 0
+        for chain in self.chains:
+            for start in range(0, len(chain), segment):
+                inputs += chain[start][1]
+                most = max(most, sum(kept for kept, _ in chain[start : start + segment]))
+        return self.total - inside + inputs + most
+
+    def best(self) -> int:
+        """The length of segments that needs the least."""
+        longest = max((len(chain) for chain in self.chains), default=1)
+        return min(range(1, longest + 1), key=self.with_segments)

@@ -1,0 +1,71 @@
+"""A budget of memory is kept, for the length of segments that it needs, or refused before anything is written."""
+
+import pytest
+import torch
+
+from resvae.benchmark.timing import peak_memory
+from resvae.errors import ResvaeError
+from resvae.models import VAE, HierarchicalVAE, ResNetClassifier
+from resvae.networks.segments import Blocks, set_segment
+from resvae.training.classifier import LitClassifier
+from resvae.training.memory import Kept, in_bytes
+from resvae.training.module import LitVAE
+
+SMALL = {"image_shape": (1, 8, 8), "widths": (8, 16), "strides": (1, 2)}
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("4GiB", 2**32), ("500MB", 5 * 10**8), ("1.5 KiB", 1536), ("7", 7), ("2gib", 2**31)]
+)
+def test_bytes_are_read(text, expected):
+    assert in_bytes("memory_budget", text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1GiB", "4 giraffes", "4TiB", "GiB"])
+def test_what_is_no_number_of_bytes_is_refused(text):
+    with pytest.raises(ResvaeError, match=r"memory_budget: .* is not allowed; bytes, such as 4GiB or 500MB"):
+        LitVAE(VAE(16, **SMALL), memory_budget=text)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("segment", [None, 1, 4])
+def test_what_is_kept_is_counted_as_it_is(segment, bf16):
+    torch.manual_seed(0)
+    vae, x = VAE(100, **SMALL), torch.randint(256, (64, 1, 8, 8), dtype=torch.uint8)
+    state = torch.get_rng_state()
+    counted = Kept(vae, vae.elbo, x, bf16).with_segments(segment)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None and not p.is_meta for p in vae.parameters())
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = -vae.elbo(x).elbo.mean()
+        loss.backward()
+
+    set_segment(vae, segment)
+    step()
+    vae.zero_grad()
+    weights = sum(p.numel() for p in vae.parameters()) * 4
+    # Beside it gradients, and what is soon forgotten; where a segment runs again, the likelihood's part is gone.
+    assert 0.8 * counted < peak_memory(step, CPU) < 1.35 * counted + weights
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        LitVAE(VAE(100, **SMALL), memory_budget="5MiB"),
+        LitVAE(HierarchicalVAE((8, 8), levels=(1, 1), **SMALL), memory_budget="8MiB"),
+        LitClassifier(ResNetClassifier(depth=110, image_shape=(1, 8, 8)), memory_budget="5MiB"),
+    ],
+)
+def test_segments_are_as_long_as_the_budget_needs(module):
+    assert module.fit_memory(1, "cpu").startswith("memory: about")
+    assert {part.segment for part in module.modules() if isinstance(part, Blocks)} == {None}
+    told = module.fit_memory(64, "cpu")
+    assert "instead of" in told
+    lengths = {part.segment for part in module.modules() if isinstance(part, Blocks)}
+    assert len(lengths) == 1
+    assert lengths.pop() > 1
+    with pytest.raises(ResvaeError, match=r"memory_budget: .* MiB is not enough for the activations of 100000 images"):
+        module.fit_memory(100000, "cpu")
