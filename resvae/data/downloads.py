@@ -39,4 +39,4 @@ def read(request: Request) -> Source:
         x = channels_first(np.asarray(loaded.data), name)
         x = resized(x, 32) if "mnist" in name and request.image_size is None else x
         parts.append(Images(x, torch.as_tensor(np.asarray(labels)).long()))
-    return parts[0], parts[1]
+    return Source(*parts)

@@ -1,72 +1,198 @@
 """A folder of image files."""
 
+import hashlib
+import json
+import os
 import warnings
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from resvae.data.layout import EXTENSIONS, Layout, layout_of
 from resvae.data.sources import Images, Request, Source, split_off
 from resvae.errors import ResvaeError
+from resvae.files import write_atomically
+from resvae.progress import progress
 
 NEEDS_PATH = True
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+CACHE = ".resvae"  # the folder of the caches, in the folder of the images
+VERSION = 1  # of what a cache holds
+GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
+SIXTEEN = 257  # 65535 / 255
+WHITE = 255
 
 
 def read(request: Request) -> Source:
-    """Read ``train/`` and ``test/`` if both exist, else one set. Class subfolders give the labels."""
+    """Read ``train/``, ``val/`` and ``test/`` where they exist, else one set. Class subfolders give the labels."""
     path = Path(str(request.path))
-    if not path.is_dir():
-        raise ResvaeError(f"data.path: {path} is not a folder")
-    apart = (path / "train").is_dir() and (path / "test").is_dir()
-    parts = {part: _files(part) for part in ([path / "train", path / "test"] if apart else [path])}
-    names = sorted({name for files in parts.values() for name in files.values()})
-    classes = {} if "" in names else {name: number for number, name in enumerate(names)}
-    sets = [_pictures(part, files, classes, request) for part, files in parts.items()]
-    train, test = sets if apart else split_off(sets[0])
+    layout = layout_of(path)
+    if not any(layout.files.values()):
+        raise ResvaeError(f"data.path: {path} holds no images; these types are read: {', '.join(EXTENSIONS)}")
+    sets, notes = _cached(layout, request) if request.cache else _pictures(layout, request)
+    if empty := [split for split, images in sets.items() if not len(images.x)]:
+        raise ResvaeError(f"data.path: {path}: the {empty[0]} split holds no images")
+    notes = [_brief(layout, sets), *layout.notes, *notes]
+    if len(sets) == 1:
+        source = split_off(sets["train"])
+        train, test, val = source.train, source.test, None
+    else:
+        train, val = sets["train"], sets.get("val")
+        if "test" not in sets:
+            notes.append("there is no test split: tests are on the validation images")
+        test = sets.get("test", val)
+    assert test is not None
     # The files are found class by class. After shuffling, the first images come from every class.
-    return train, test.take(torch.randperm(len(test.y), generator=torch.Generator().manual_seed(0)))
+    val, test = (each and each.take(_shuffled(len(each.y))) for each in (val, test))
+    assert test is not None
+    return Source(train, test, val, tuple(f"data: {note}" for note in notes))
 
 
-def _files(path: Path) -> dict[Path, str]:
-    """The image files below a folder, in order, each with the name of its class folder, or an empty name."""
-    found = {}
-    for file in sorted(path.rglob("*")):
-        parts = file.relative_to(path).parts
-        if file.suffix.lower() in EXTENSIONS and not any(part.startswith(".") for part in parts):
-            found[file] = parts[0] if len(parts) > 1 else ""
-    return found
+def _shuffled(num: int) -> torch.Tensor:
+    return torch.randperm(num, generator=torch.Generator().manual_seed(0))
 
 
-def _pictures(path: Path, files: dict[Path, str], classes: dict[str, int], request: Request) -> Images:
+def _brief(layout: Layout, sets: dict[str, Images]) -> str:
+    """The first sentence: how many images there are, how large, and of which classes."""
+    num = sum(len(images.y) for images in sets.values())
+    _, channels, height, width = sets["train"].x.shape
+    text = f"{num:,} images of {height}x{width}, {'grey' if channels == 1 else 'in colour'}, in {layout.root}"
+    if layout.classes:
+        counts = Counter(int(label) for images in sets.values() for label in images.y)
+        told = [f"{name} {counts[number]:,}" for name, number in layout.classes.items()]
+        text += f"; {len(told)} classes: " + ", ".join(told[:10]) + (", ..." if len(told) > 10 else "")
+    return text
+
+
+def _pictures(layout: Layout, request: Request) -> tuple[dict[str, Images], list[str]]:
+    """The images of each split, and sentences on what was met in them."""
+    files = [(split, file, name) for split, each in layout.files.items() for file, name in each.items()]
+    pixels: np.ndarray | None = None
+    first, grey, kept = files[0][1], True, []
+    facts = Counter[str]()
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
+        decoded = [threads.submit(_decoded, file, request.image_size) for _, file, _ in files]
+        for i, each in enumerate(progress(decoded, f"reading {len(files):,} images")):
+            try:
+                x, of_grey, met = each.result()
+            except ResvaeError:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+            except Exception as error:  # decoders of broken files raise anything
+                if request.on_corrupt == "refuse":
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    raise ResvaeError(
+                        f"data.path: {files[i][1]} is not an image that can be read; "
+                        "remove it or set data.on_corrupt to skip"
+                    ) from error
+                warnings.warn(f"skipped {files[i][1]}: not an image that can be read", stacklevel=2)
+                facts["left out, as they cannot be read"] += 1
+                continue
+            if pixels is None:
+                pixels, first = np.empty((len(files), *x.shape), np.uint8), files[i][1]
+            if x.shape != pixels.shape[1:]:
+                threads.shutdown(wait=False, cancel_futures=True)
+                sizes = ["x".join(map(str, shape[:2])) for shape in (x.shape, pixels.shape[1:])]
+                raise ResvaeError(
+                    f"data.path: {files[i][1]} is {sizes[0]}, others such as {first.name} are {sizes[1]}; "
+                    "set data.image_size"
+                )
+            pixels[len(kept)] = x
+            kept.append(i)
+            grey &= of_grey
+            facts.update(met)
+    if pixels is None:
+        raise ResvaeError(f"data.path: {layout.root} holds no images that can be read")
+    x = torch.from_numpy(pixels[: len(kept), :, :, : 1 if grey else 3].transpose(0, 3, 1, 2).copy())
+    y = torch.tensor([layout.classes.get(files[i][2], 0) for i in kept])
+    splits = [files[i][0] for i in kept]
+    sets = {}
+    for split in layout.files:
+        index = torch.tensor([i for i, each in enumerate(splits) if each == split], dtype=torch.long)
+        sets[split] = Images(x[index], y[index]) if len(layout.files) > 1 else Images(x, y)
+    return sets, [f"{count:,} images {fact}" for fact, count in facts.most_common()]
+
+
+def _decoded(name: Path, size: int | None) -> tuple[np.ndarray, bool, list[str]]:
     from PIL import Image, ImageOps
 
-    pictures, labels, grey = [], [], True
-    for name, label in files.items():
+    met = []
+    with Image.open(name) as file:
+        if getattr(file, "n_frames", 1) > 1:
+            met.append("of several frames: the first is taken")
+        picture: Any = file
+        picture.load()
         try:
-            with Image.open(name) as file:
-                picture = ImageOps.exif_transpose(file)
-                mode = picture.mode
-                picture = picture.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            if request.on_corrupt == "refuse":
-                raise ResvaeError(
-                    f"data.path: {name} is not an image that can be read; remove it or set data.on_corrupt to skip"
-                ) from error
-            warnings.warn(f"skipped {name}: not an image that can be read", stacklevel=2)
-            continue
-        if mode.startswith(("I", "F")):
-            raise ResvaeError(f"data.path: {name} has more than 8 bits per channel; at most 8 are allowed")
-        if (size := request.image_size) is not None:
-            picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
-        pixels = np.asarray(picture)
-        if pictures and pixels.shape != pictures[0].shape:
-            sizes = ["x".join(map(str, p.shape[:2])) for p in (pixels, pictures[0])]
-            raise ResvaeError(f"data.path: {name} is {sizes[0]}, others are {sizes[1]}; set data.image_size")
-        grey &= mode in ("1", "L", "LA")
-        pictures.append(pixels)
-        labels.append(classes.get(label, 0))
-    if not pictures:
-        raise ResvaeError(f"data.path: {path} holds no images; these types are read: {', '.join(EXTENSIONS)}")
-    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    return Images(x[:, :1].contiguous() if grey else x, torch.tensor(labels))
+            if file.getexif().get(0x0112, 1) != 1:
+                met.append("turned as their EXIF says")
+            picture = ImageOps.exif_transpose(file)
+        except Exception:  # the pixels are there all the same
+            met.append("with EXIF that cannot be read: taken as they are")
+        mode, transparent = picture.mode, picture.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+        transparent |= "transparency" in picture.info
+        if mode.startswith("F"):
+            raise ResvaeError(f"data.path: {name} has floating-point pixels; whole numbers of 8 or 16 bits are allowed")
+        if mode.startswith("I"):
+            values = np.asarray(picture)
+            if values.min() < 0 or values.max() > SIXTEEN * 255:
+                raise ResvaeError(f"data.path: {name} has more than 16 bits per channel; 8 or 16 are allowed")
+            met.append("of 16 bits: scaled to 8")
+            picture = Image.fromarray(np.round(values / SIXTEEN).astype(np.uint8))
+        elif transparent:
+            picture = picture.convert("RGBA")
+            if picture.getchannel("A").getextrema()[0] < WHITE:
+                met.append("with transparency: put on white")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        picture = picture.convert("RGB")
+    if size is not None:
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(picture), mode in GREY, met
+
+
+def _cached(layout: Layout, request: Request) -> tuple[dict[str, Images], list[str]]:
+    """What ``_pictures`` gives, from a file where it was written before, if nothing has changed since."""
+    key = _key(layout, request)
+    path = layout.root / CACHE / f"{key[:16]}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["key"]) == key:
+                sets = {
+                    split: Images(torch.from_numpy(stored[f"{split}_x"]), torch.from_numpy(stored[f"{split}_y"]))
+                    for split in layout.files
+                }
+                return sets, json.loads(str(stored["notes"]))
+    except FileNotFoundError:
+        pass
+    except Exception:  # whatever is wrong with it, it is made again
+        warnings.warn(f"{path} is damaged; the images are read again", stacklevel=2)
+    sets, notes = _pictures(layout, request)
+    arrays = {f"{split}_x": images.x.numpy() for split, images in sets.items()}
+    arrays |= {f"{split}_y": images.y.numpy() for split, images in sets.items()}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, key=np.array(key), notes=np.array(json.dumps(notes)), **arrays)  # pyright: ignore[reportArgumentType]
+
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, write)
+    except OSError as error:
+        warnings.warn(f"{path} cannot be written ({error.strerror}); the images will be read again", stacklevel=2)
+    return sets, notes
+
+
+def _key(layout: Layout, request: Request) -> str:
+    """Names the files with their sizes and times, and how they are read."""
+    entries: list[Sequence[Any]] = [(VERSION, request.image_size, request.on_corrupt, layout.classes)]
+    for split, files in layout.files.items():
+        for file, name in files.items():
+            try:
+                stat = file.stat()
+                entries.append((split, str(file.relative_to(layout.root)), name, stat.st_size, stat.st_mtime_ns))
+            except OSError:  # a link to nothing
+                entries.append((split, str(file.relative_to(layout.root)), name))
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()

@@ -39,5 +39,5 @@ def read(request: Request) -> Source:
     if "test_images" in arrays:
         if ("labels" in arrays) != ("test_labels" in arrays):
             raise ResvaeError(f"data.path: {path} holds only one of labels and test_labels; give both or neither")
-        return part(""), part("test_")
+        return Source(part(""), part("test_"))
     return split_off(part(""))

@@ -20,17 +20,21 @@ class ImageSets:
         name: ``cifar10``, ``cifar100``, ``svhn``, ``mnist``, ``fashion_mnist``, ``digits`` (scikit-learn's, which needs
             no network), ``folder``, ``npz``.
         root: the folder of downloaded sets.
-        path: the folder or the .npz. A folder holds ``train/`` and ``test/``, or every tenth image is a test image;
-            class subfolders give the labels if every image is in one. An .npz holds ``images`` (uint8) and optionally
+        path: the folder or the .npz. A folder may hold ``train/``, ``val/`` (or ``valid/``, ``validation/``) and
+            ``test/``; without them every tenth image is a test image. Class subfolders give the labels if every image
+            is in one. An .npz holds ``images`` (uint8) and optionally
             ``labels``, ``test_images`` and ``test_labels``.
         image_size: pad with zeros or average down to this size; images of a folder are cropped square and scaled.
-        validation: the number (int) or the share (float) of the training images that are kept for validation.
-            ``seed`` decides which. The default keeps 5,000 images of CIFAR-10, as is usual.
+        validation: the number (int) or the share (float) of the training images that are kept for validation, where
+            the source has no validation images of its own. ``seed`` decides which. The default keeps 5,000 images of
+            CIFAR-10, as is usual.
         protocol: ``split``, or the article's ``test_as_validation``: train on all training images, validate on test.
         seed: the seed of the split, and in training of the order and the augmentation.
         on_corrupt: ``refuse`` or ``skip`` a file that cannot be read.
         download: whether to download what is missing.
         limit: use only this many training images; ``seed`` decides which.
+        cache: keep the images of a folder in one file in its ``.resvae/``, which is used for as long as no image of the
+            folder changes.
 
     Raises:
         ResvaeError: a value out of its range; on first use, a source that cannot be read, downloaded or split.
@@ -48,6 +52,7 @@ class ImageSets:
         on_corrupt: Literal["refuse", "skip"] = "refuse",
         download: bool = True,
         limit: int | None = None,
+        cache: bool = False,
     ):
         at_least(1, **{"data.limit": limit, "data.image_size": image_size})
         at_least(0, **{"data.seed": seed})
@@ -62,26 +67,31 @@ class ImageSets:
             raise ResvaeError(f"data.path: None is not allowed; the data set {name} needs a path")
         if path is not None and not Path(path).exists():
             raise ResvaeError(f"data.path: {path} does not exist")
-        self._request = Request(name, root, path, image_size, on_corrupt, download)
+        self._request = Request(name, root, path, image_size, on_corrupt, download, cache)
         self._read = source.read
         self.name, self.root, self.seed = name, root, seed
         self.validation, self.protocol, self.limit = validation, protocol, limit
         self._sets: dict[str, Images] = {}
+        self._notes: tuple[str, ...] = ()
 
     def split(self, name: Split) -> Images:
         """The images and labels of a split, without augmentation."""
         if name not in ("train", "val", "test"):
             raise ResvaeError(f"split: {name!r} is not allowed; train, val or test")
         if not self._sets:
-            train, test = self._read(self._request)
+            source = self._read(self._request)
+            self._notes = source.notes
+            train, test, validation = source.train, source.test, source.val
             if (size := self._request.image_size) is not None:
                 train, test = (Images(resized(part.x, size), part.y) for part in (train, test))
+                validation = validation and Images(resized(validation.x, size), validation.y)
             a, b = (tuple(part.x.shape[1:]) for part in (train, test))
             if a != b:
                 raise ResvaeError(f"data.path: training images are {a}, test images {b}; shapes must be equal")
             order = torch.randperm(len(train.y), generator=torch.Generator().manual_seed(self.seed))
-            validation = test
-            if self.protocol == "split":
+            if self.protocol == "test_as_validation":
+                validation = test
+            elif validation is None:
                 num = self.validation * len(order) if isinstance(self.validation, float) else self.validation
                 if not 0.5 < num <= len(order) - 1:
                     raise ResvaeError(
@@ -100,6 +110,12 @@ class ImageSets:
     def labels(self, split: Split) -> Tensor:
         """All labels of a split, int64 ``[N]``."""
         return self.split(split).y
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that tell what was read, and how: of a folder."""
+        self.split("train")
+        return self._notes
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -35,7 +35,14 @@ class Images:
         return Images(self.x[index], self.y[index])
 
 
-Source = tuple[Images, Images]  # a training set and a test set
+@dataclass(frozen=True)
+class Source:
+    """A training set, a test set and, where the source has its own, a validation set; ``notes`` tell what was read."""
+
+    train: Images
+    test: Images
+    val: Images | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Request:
     image_size: int | None
     on_corrupt: str
     download: bool
+    cache: bool = False
 
 
 def resized(x: Tensor, size: int) -> Tensor:
@@ -78,4 +86,4 @@ def split_off(images: Images, every: int = TEST_EVERY) -> Source:
     if len(images.x) < every:
         raise ResvaeError(f"data: {len(images.x)} images are too few; at least {every} are needed to make a test set")
     test = torch.arange(len(images.x)) % every == every - 1
-    return images.take(~test), images.take(test)
+    return Source(images.take(~test), images.take(test))

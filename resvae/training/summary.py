@@ -48,6 +48,8 @@ class Summary(Callback):
             "torch": torch.__version__,
             "commit": commit(),  # of the code that runs; the checkout may change before the run ends
         }
+        for note in data.notes:
+            self._print(trainer, note)
         self._print(
             trainer,
             f"{self._about['model']}, {self._about['parameters']:,} parameters, on {data.num_train:,} images "

@@ -1,6 +1,5 @@
 """What is read from each source."""
 
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from helpers_data import GREY, npz, rows
-from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
@@ -19,16 +17,6 @@ from resvae.errors import ResvaeError
 
 CIFAR = Path(__file__).parents[2] / "data" / "cifar-10-batches-py"
 SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Two classes of ten colour images 6x6, each of one colour."""
-    for label, name in enumerate(("cat", "dog")):
-        (tmp_path / name).mkdir()
-        for i in range(10):
-            Image.new("RGB", (6, 6), (label * 100, i, 7)).save(tmp_path / name / f"{i}.png")
-    return tmp_path
 
 
 def test_digits_are_all_there_and_exact() -> None:
@@ -55,76 +43,6 @@ def test_larger_images_are_averaged_down() -> None:
     assert resized(x[None, None], 2).flatten().tolist() == [10, 20, 30, 40]
     assert resized(x[None, None], 1).item() == 25
     assert resized(x[None, None, :1], 2)[0, 0].tolist() == [[10, 20], [0, 0]]  # a side each
-
-
-def test_folder_labels_by_class_and_keeps_pixels(pictures: Path) -> None:
-    (pictures / ".hidden").mkdir()
-    Image.new("RGB", (6, 6)).save(pictures / ".hidden" / "x.png")
-    (pictures / "dog" / "._0.png").write_bytes(b"what another system leaves")
-    module = ImageDataModule("folder", path=str(pictures), validation=4)
-    assert (module.num_train, module.num_val, module.num_test, module.image_shape) == (14, 4, 2, (3, 6, 6))
-    for split in SPLITS:
-        x, y = module.images(split), module.labels(split)
-        assert torch.equal(x[:, 0, 0, 0].long(), y * 100)
-        assert (x[:, 2] == 7).all()
-
-
-def test_folder_of_grey_images_without_classes_has_one_channel(tmp_path: Path) -> None:
-    for i in range(12):
-        Image.new("L", (4, 8), i).save(tmp_path / f"{i:02}.png")
-    module = ImageDataModule("folder", path=str(tmp_path), validation=2)
-    assert module.image_shape == (1, 8, 4)
-    assert module.num_classes == 1
-    assert module.images("test").unique().tolist() == [9]  # every tenth file, by name
-
-
-def test_folder_with_train_and_test_numbers_their_classes_alike(pictures: Path) -> None:
-    for part in ("train", "test"):
-        (pictures / part).mkdir()
-    for name in ("cat", "dog"):
-        (pictures / name).rename(pictures / "train" / name)
-    shutil.copytree(pictures / "train" / "dog", pictures / "test" / "dog")
-    module = ImageDataModule("folder", path=str(pictures))
-    assert (module.num_train, module.num_val, module.num_test) == (18, 2, 10)
-    assert (module.images("test")[:, 0] == 100).all()
-    assert module.labels("test").tolist() == [1] * 10
-    shutil.copytree(pictures / "train" / "cat", pictures / "test" / "cat")
-    assert set(ImageDataModule("folder", path=str(pictures)).labels("test")[:10].tolist()) == {0, 1}
-
-
-def test_images_outside_of_the_classes_leave_all_without_labels(pictures: Path) -> None:
-    shutil.copy(next((pictures / "dog").glob("*.png")), pictures / "loose.png")
-    module = ImageDataModule("folder", path=str(pictures))
-    assert module.num_train + module.num_val + module.num_test == 21
-    assert module.num_classes == 1
-
-
-def test_folder_cuts_square_and_scales(pictures: Path) -> None:
-    Image.new("RGB", (40, 10), (255, 0, 0)).save(pictures / "cat" / "wide.png")
-    module = ImageDataModule("folder", path=str(pictures), image_size=4)
-    assert module.image_shape == (3, 4, 4)
-    with pytest.raises(ResvaeError, match=r"wide\.png is 10x40, others are 6x6; set data\.image_size"):
-        ImageDataModule("folder", path=str(pictures)).setup()
-
-
-@pytest.mark.parametrize("damage", ["text", "cut"])
-def test_corrupt_image_is_named_and_refused_or_skipped(pictures: Path, damage: str) -> None:
-    good = (pictures / "dog" / "3.png").read_bytes()
-    (pictures / "dog" / "3.png").write_bytes(b"no image" if damage == "text" else good[:50])
-    with pytest.raises(ResvaeError, match=r"dog/3\.png is not an image .* data\.on_corrupt"):
-        ImageDataModule("folder", path=str(pictures)).setup()
-    module = ImageDataModule("folder", path=str(pictures), on_corrupt="skip")
-    with pytest.warns(UserWarning, match=r"skipped .*dog/3\.png"):
-        module.setup()
-    assert module.num_train + module.num_val + module.num_test == 19
-
-
-def test_sixteen_bit_images_and_empty_folders_are_refused(pictures: Path) -> None:
-    Image.fromarray(np.full((6, 6), 5000, np.uint16)).save(pictures / "cat" / "deep.png")
-    (pictures / "empty").mkdir()
-    for folder, said in ((".", r"deep\.png has more than 8 bits"), ("empty", r"no images; .* read: \.png, \.jpg")):
-        with pytest.raises(ResvaeError, match=said):
-            ImageDataModule("folder", path=str(pictures / folder)).setup()
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW"])
