@@ -135,7 +135,11 @@ class LitModel(pl.LightningModule, ABC):
         )
 
     def on_fit_start(self) -> None:
-        """Compile if asked to: here, so that the average, which copies the model earlier, copies no compiled graph."""
+        """Train, even where the model was loaded to be used; compile if asked to.
+
+        Compiling is here, so that the average, which copies the model earlier, copies no compiled graph.
+        """
+        self.train()
         self._compiled = torch.compile(self.objective) if self.compiles else None
 
     def on_train_start(self) -> None:

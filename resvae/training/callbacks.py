@@ -1,6 +1,7 @@
 """What runs beside training: the weights' average, throughput, the last validation, picture grids.
 
-Lightning's internals used here: ``WeightAveraging._swap_models`` and ``._average_model``.
+Lightning's internals used here: ``WeightAveraging._swap_models`` and ``._average_model``, and
+``LightningModule._trainer``.
 """
 
 import time
@@ -29,6 +30,14 @@ class ExponentialAverage(WeightAveraging):
         self.decay = decay
         self._swapped = False  # whether the module holds the average, and this callback what trains
         super().__init__(use_buffers=True, multi_avg_fn=self._average)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Copy the module without its trainer: that holds the data, and in several processes what nobody can copy."""
+        attached, pl_module._trainer = pl_module._trainer, None
+        try:
+            super().setup(trainer, pl_module, stage)
+        finally:
+            pl_module._trainer = attached
 
     @torch.no_grad()
     def _average(self, averaged: Any, current: Any, num_averaged: Any) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 
 import pytest
 import pytorch_lightning as pl
@@ -14,7 +15,9 @@ from torch.optim import SGD, AdamW
 from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError
 from resvae.models import VAE
+from resvae.networks import BlockConfig
 from resvae.probability import KlSchedule, weighted_elbo
+from resvae.storage import load, save
 from resvae.training.base import Means
 from resvae.training.module import LitVAE
 from resvae.training.schedule import Schedule
@@ -165,6 +168,26 @@ def test_validation_draws_the_same_noise_each_time_and_leaves_the_global_stream_
         model.validation_step((x, None), batch_idx)
         model.means.log(model, "val")
     assert figures[0] != figures[1]
+
+
+def test_a_loaded_model_trains_in_train_mode(tmp_path):
+    block = BlockConfig(norm="batch", order="full_pre")
+    vae = VAE(16, image_shape=(1, 8, 8), widths=(8, 16), strides=(1, 2), likelihood="gaussian", block=block)
+    loaded = load(save(vae, tmp_path / "saved"))
+    assert not loaded.training
+    before = {name: value.clone() for name, value in loaded.named_buffers()}
+    fit(LitVAE(loaded, ema_decay=0))
+    moved = {name for name, value in loaded.named_buffers() if not torch.equal(value, before[name])}
+    assert moved == before.keys() - {name for name in before if "spread" in name}
+
+
+def test_the_average_copies_neither_data_nor_trainer():
+    data = digits()
+    data.lock = threading.Lock()  # pyright: ignore[reportAttributeAccessIssue]  nobody can copy it
+    model = tiny(ema_decay=0.5)
+    trainer = train(model, data)
+    assert trainer.global_step == 3
+    assert model.trainer is trainer
 
 
 def test_means_are_over_images_however_large_the_batches_and_however_often_they_are_logged():
