@@ -23,6 +23,7 @@ from resvae.models.registry import registered
 from resvae.networks.segments import set_segment
 from resvae.storage import build, describe
 from resvae.training.callbacks import ExponentialAverage, Throughput, images_of
+from resvae.training.compiling import choose
 from resvae.training.guard import GradientGuard
 from resvae.training.memory import MIB, Kept, in_bytes
 from resvae.training.muon import mark_hidden
@@ -57,7 +58,7 @@ class LitModel(pl.LightningModule, ABC):
         schedule: Schedule,
         ema_decay: float,
         precision: Precision,
-        compile: bool,
+        compile: bool | Literal["auto"],
         clip_norm: float = math.inf,
         memory_budget: str | None = None,
     ):
@@ -77,7 +78,8 @@ class LitModel(pl.LightningModule, ABC):
         self.clip_norm = clip_norm
         self.guard = GradientGuard()
         self.means = Means()
-        self.compiles = compile
+        self.compile_choice = compile
+        self.compiles = compile is True
         self._compiled: Callable[[Tensor], Any] | None = None
         self._rng: dict[str, Any] | None = None
         self._fits = False
@@ -133,6 +135,15 @@ class LitModel(pl.LightningModule, ABC):
             f"memory: about {least / MIB:,.1f} MiB of activations instead of {whole / MIB:,.1f}; of every {segment} "
             "blocks that follow one another, what is inside is computed again for the gradient"
         )
+
+    def choose_compile(self, batch_size: int, steps: float, seconds: float | None, device: str) -> str | None:
+        """Decide for ``auto`` whether to compile a run of so many updates or seconds; what was chosen and why."""
+        if self.compile_choice != "auto":
+            return None
+        x = torch.empty(batch_size, *self.image_shape, dtype=torch.uint8, device=self.device)
+        self.compiles, why = choose(self.model, self.objective, x, steps, seconds, device)
+        self.compile_choice = self.compiles
+        return why
 
     def on_fit_start(self) -> None:
         """Train, even where the model was loaded to be used; compile if asked to.

@@ -1,7 +1,7 @@
 """``LitClassifier``: optimises and logs a ``ResNetClassifier``."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ class LitClassifier(LitModel):
         label_smoothing: float = 0.0,
         ema_decay: float = 0.999,
         precision: Precision = "auto",
-        compile: bool = False,
+        compile: bool | Literal["auto"] = "auto",
         memory_budget: str | None = None,
     ):
         shape = classifier.encoder.image_shape

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar, RichProgressBar
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar, RichProgressBar, Timer
 from pytorch_lightning.utilities import rank_zero_only
 
 from resvae.errors import ResvaeError, at_least, one_line
@@ -68,7 +68,7 @@ def fit(configuration: Configuration) -> None:
     trainer = _trainer(values, parts, folder)
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     _refuse(values, model, data, trainer, resumed)
-    memory = model.fit_memory(data.batch_size, trainer.strategy.root_device.type)
+    told = _chosen(model, data, trainer, values)
     writes = getattr(rank_zero_only, "rank", 0) == 0  # of several processes the first; the others write nothing
     prepared = new and folder.exists()
     if writes:
@@ -81,8 +81,8 @@ def fit(configuration: Configuration) -> None:
             write_text(folder / CONFIG, configuration.text())
             if resumed is not None:
                 drop_rows_after(folder / "metrics.csv", resumed["global_step"])
-        if writes and memory:
-            print(memory, flush=True)
+        if writes and told:
+            print("\n".join(told), flush=True)
         trainer.fit(model, datamodule=data, ckpt_path=path)
         if trainer.is_global_zero:
             for callback in callbacks:
@@ -113,6 +113,24 @@ def evaluate(configuration: Configuration, split: Literal["val", "test"], verbos
     metrics = trainer.callback_metrics
     figures = {name.removeprefix(f"{split}/"): round(float(value), 4) for name, value in metrics.items()}
     print(f"{split}: {json.dumps(figures)}")
+
+
+def _chosen(model: LitModel, data: Any, trainer: pl.Trainer, values: Namespace) -> list[str]:
+    """Choose what the configuration leaves to be chosen; what was, in a line each."""
+    device, time = trainer.strategy.root_device.type, values.trainer.max_time
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    if any(isinstance(callback, UnitSubset) for callback in callbacks):
+        model.compile_choice = False  # each draw is another graph
+    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    steps = epochs * data.num_train / data.batch_size / trainer.world_size
+    if trainer.max_steps >= 0:
+        steps = min(steps, trainer.max_steps)
+    seconds = None if time is None else Timer(time).time_remaining()
+    chosen = [
+        model.fit_memory(data.batch_size, device),
+        model.choose_compile(data.batch_size, steps, seconds, device),
+    ]
+    return [line for line in chosen if line]
 
 
 def _checkpoint(configuration: Configuration) -> tuple[Path | None, Checkpoint | None]:

@@ -5,6 +5,7 @@ Torch's internals used here: ``FakeTensorMode``, which runs a model without comp
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -25,6 +26,35 @@ def in_bytes(field: str, text: str) -> int:
     if not found or found[2] not in UNITS or not float(found[1]):
         raise ResvaeError(f"{field}: {text} is not allowed; bytes, such as 4GiB or 500MB")
     return int(float(found[1]) * UNITS[found[2]])
+
+
+def imitate(
+    model: nn.Module, objective: Callable[[Tensor], Any], x: Tensor, bf16: bool, within: AbstractContextManager[Any]
+) -> None:
+    """Call an ``objective`` of a model ``within`` a context that looks on; nothing is computed or allocated.
+
+    Args:
+        model: whose weights the objective uses.
+        objective: of images ``[B, C, H, W]``.
+        x: a batch of uint8; its shape and device count.
+        bf16: whether under autocast.
+        within: sees all operations on tensors that have a shape and a type, and no values.
+    """
+
+    class Objective(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Any:
+            return objective(x)
+
+    fake, wrapped = FakeTensorMode(), Objective()
+    named = [*wrapped.named_parameters(), *wrapped.named_buffers()]
+    tensors: dict[str, Any] = {name: fake.from_tensor(tensor) for name, tensor in named}
+    batch = fake.from_tensor(x)
+    with fake, within, torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        torch.func.functional_call(wrapped, tensors, (batch,))
 
 
 class Kept:
@@ -59,33 +89,14 @@ class Kept:
             i, j = places[block]
             self.chains[i][j] = total() - begun.pop(), inputs[0].numel() * inputs[0].element_size()
 
-        class Objective(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = model
-
-            def forward(self, x: Tensor) -> Any:
-                return objective(x)
-
-        fake, wrapped = FakeTensorMode(), Objective()
-        tensors: dict[str, Any] = {
-            name: fake.from_tensor(tensor) for name, tensor in [*wrapped.named_parameters(), *wrapped.named_buffers()]
-        }
-        hooks = [
-            hook
-            for block in places
-            for hook in (block.register_forward_pre_hook(before), block.register_forward_hook(after))
-        ]
+        hooks = [block.register_forward_pre_hook(before) for block in places]
+        hooks += [block.register_forward_hook(after) for block in places]
         try:
-            batch = fake.from_tensor(x)
-            with fake, saved_tensors_hooks(keep, lambda tensor: tensor):
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-                    result = torch.func.functional_call(wrapped, tensors, (batch,))
-                self.total = total()
-                del result
+            imitate(model, objective, x, bf16, saved_tensors_hooks(keep, lambda tensor: tensor))
         finally:
             for hook in hooks:
                 hook.remove()
+        self.total = total()
 
     def with_segments(self, segment: int | None) -> int:
         """Bytes at the most, where chains have segments of so many blocks: what is kept, and one segment's inside."""

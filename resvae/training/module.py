@@ -1,7 +1,7 @@
 """``LitVAE``: optimises and logs a VAE; the model itself needs no Lightning."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ class LitVAE(LitModel):
         ema_decay: of the running average of the weights that is validated, saved and kept; 0 for none.
         precision: ``bf16`` or ``fp32``; ``auto`` is bf16 where the hardware has it natively. Likelihood and KL are
             always float32.
-        compile: let ``torch.compile`` build the training graph (needs a C++ compiler on a CPU).
+        compile: let ``torch.compile`` build the training graph (needs a C++ compiler on a CPU). ``auto``: in ``resvae
+            fit``, if the run is long enough to pay that back.
         memory_budget: of the activations of a training step, such as ``4GiB``. Where they need more, residual blocks
             are computed again for the gradient, which takes at most a third more time. Default: keep everything.
 
@@ -56,7 +57,7 @@ class LitVAE(LitModel):
         clip_norm: float = 200.0,
         ema_decay: float = 0.999,
         precision: Precision = "auto",
-        compile: bool = False,
+        compile: bool | Literal["auto"] = "auto",
         memory_budget: str | None = None,
     ):
         super().__init__(vae.image_shape, optimizer, schedule, ema_decay, precision, compile, clip_norm, memory_budget)

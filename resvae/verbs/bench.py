@@ -74,7 +74,7 @@ def bench(
     torch.backends.cudnn.benchmark = True
     training = Training(configuration, device)
     dtype = torch.bfloat16 if training.bf16 else torch.float32
-    named = {"precision": "bf16" if training.bf16 else "fp32", "compiled": configuration.values.model.compile}
+    named = {"precision": "bf16" if training.bf16 else "fp32", "compiled": training.module.compiles}
     report = Report({"configuration": configuration.values.name, **named, **origin(device)})
     ceiling, sections = ceilings(training, device, dtype, seconds)
     report.sections.extend(sections)

@@ -1,0 +1,69 @@
+"""What ``compile: auto`` decides, and why."""
+
+import math
+
+import pytest
+import torch
+
+from resvae.models import VAE
+from resvae.training import compiling
+from resvae.training.module import LitVAE
+
+SMALL = {"image_shape": (1, 8, 8), "widths": (8, 16), "strides": (1, 2)}
+X = torch.empty(64, 1, 8, 8, dtype=torch.uint8)
+
+
+@pytest.fixture(autouse=True)
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "c++" else None)
+
+
+def choose(steps: float = math.inf, seconds: float | None = None, device: str = "cpu") -> tuple[bool, str]:
+    vae = VAE(16, **SMALL)
+    return compiling.choose(vae, vae.elbo, X, steps, seconds, device)
+
+
+def test_a_long_run_is_compiled_and_a_short_one_is_not():
+    assert choose(seconds=7200) == (True, choose(seconds=7200)[1])
+    assert "of about 120 minutes" in choose(seconds=7200)[1]
+    assert choose(seconds=60)[0] is False
+    assert choose(steps=100)[0] is False
+    assert "does not pay it back" in choose(steps=100)[1]
+    assert choose(steps=10**9)[0] is True
+    assert choose(steps=10**9, seconds=60)[0] is False
+    assert choose()[0] is True
+    assert "without an end" in choose()[1]
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    assert choose() == (False, "not compiled: there is no C++ compiler")
+    assert choose(device="mps") == (False, "not compiled: on mps it is not tried")
+    monkeypatch.setenv("CXX", "mine")
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: name if name == "mine" else None)
+    assert choose()[0] is True
+
+
+def test_the_expected_time_is_that_of_the_work():
+    shallow, deep = VAE(16, **SMALL), VAE(100, **SMALL)
+    times = [compiling.expected_seconds(vae, vae.elbo, X, 1000, "cpu") for vae in (shallow, deep)]
+    assert times[0] < times[1]
+    assert compiling.expected_seconds(shallow, shallow.elbo, X, 3000, "cpu") == pytest.approx(3 * times[0])
+    layer = torch.nn.Conv2d(1, 2, 3)
+    expected = 1000 * 3 * 2 * 64 * 36 * 2 * 9 / 1e11
+    assert compiling.expected_seconds(layer, lambda x: layer(x.float()), X, 1000, "cpu") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_what_is_given_stays(given):
+    module = LitVAE(VAE(16, **SMALL), compile=given)
+    assert module.choose_compile(64, 10**9, None, "cpu") is None
+    assert module.compiles is given
+
+
+def test_auto_is_decided_once():
+    module = LitVAE(VAE(16, **SMALL))
+    assert module.compiles is False
+    assert str(module.choose_compile(64, 10, None, "cpu")).startswith("not compiled")
+    assert module.choose_compile(64, math.inf, None, "cpu") is None
+    assert module.compiles is False
