@@ -27,6 +27,7 @@ from resvae.training.compiling import choose
 from resvae.training.guard import GradientGuard
 from resvae.training.memory import MIB, Kept, in_bytes
 from resvae.training.muon import mark_hidden
+from resvae.training.optimizers import hyperparameters, take_over
 from resvae.training.schedule import Schedule
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -83,6 +84,8 @@ class LitModel(pl.LightningModule, ABC):
         self._compiled: Callable[[Tensor], Any] | None = None
         self._rng: dict[str, Any] | None = None
         self._fits = False
+        self._given: list[dict[str, Any]] = []  # of this configuration's optimiser
+        self._before: list[dict[str, Any]] | None = None  # and of the checkpoint's
 
     @property
     def model(self) -> nn.Module:
@@ -154,7 +157,14 @@ class LitModel(pl.LightningModule, ABC):
         self._compiled = torch.compile(self.objective) if self.compiles else None
 
     def on_train_start(self) -> None:
-        """Keep to the budget of memory where ``resvae fit`` has not seen to it."""
+        """Go on with the optimiser's hyperparameters of this configuration, whatever a checkpoint had.
+
+        Keep to the budget of memory, where ``resvae fit`` has not seen to it.
+        """
+        if self._before is not None:
+            scheduler = self.lr_schedulers()
+            take_over(self.trainer.optimizers[0], scheduler, self._given, self._before)
+            self._before = None
         loader: Any = self.trainer.train_dataloader
         if not self._fits and isinstance(size := getattr(loader, "batch_size", None), int):
             self.fit_memory(size, self.device.type)
@@ -184,14 +194,19 @@ class LitModel(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """The optimiser with its schedule; a plateau watches ``val/loss`` once per epoch."""
-        mark_hidden(self.model)
-        optimizer = self.optimizer(self.model.parameters())
+        optimizer = self.make_optimizer()
+        self._given = hyperparameters(optimizer)
         if self.schedule.kind == "plateau":
             s = self.schedule
             plateau = ReduceLROnPlateau(optimizer, factor=s.factor, patience=s.patience, min_lr=s.min_lr)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val/loss"}}
         scheduler = LambdaLR(optimizer, self.schedule.of(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def make_optimizer(self) -> Optimizer:
+        """A new optimiser of the model's parameters."""
+        mark_hidden(self.model)
+        return self.optimizer(self.model.parameters())
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradient, or remove it where the guard refuses it: optimisers skip parameters without gradient."""
@@ -209,6 +224,8 @@ class LitModel(pl.LightningModule, ABC):
         if (here := self.description()) is not None:
             checkpoint["resvae"] = here
         checkpoint["guard"] = asdict(self.guard)
+        if self._given:
+            checkpoint["optimizer"] = {"name": type(self.trainer.optimizers[0]).__name__, "groups": self._given}
         checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -219,6 +236,7 @@ class LitModel(pl.LightningModule, ABC):
         if "guard" in checkpoint:
             self.guard = GradientGuard(**checkpoint["guard"])
         self._rng = checkpoint.get("rng")
+        self._before = checkpoint.get("optimizer", {}).get("groups")
 
     def refuse_other(self, checkpoint: dict[str, Any]) -> None:
         """Raise ``ResvaeError`` where the checkpoint holds another model than this one."""

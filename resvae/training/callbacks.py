@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning import callbacks
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
@@ -111,6 +112,19 @@ class Throughput(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Add a checkpoint's seconds."""
         self._earlier = state_dict["seconds"]
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Lightning's own, but for its patience after a resume: it is this configuration's, not the checkpoint's."""
+
+    @property
+    def state_key(self) -> str:
+        """The key of Lightning's own class, so that checkpoints fit whichever of the two wrote them."""
+        return super().state_key.replace(type(self).__qualname__, "EarlyStopping", 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best figure, and for how long it has been the best."""
+        super().load_state_dict(state_dict | {"patience": self.patience})
 
 
 class FinalValidation(Callback):

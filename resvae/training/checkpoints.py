@@ -1,4 +1,7 @@
-"""How training writes and reads its checkpoints: whole or not at all, and without running code from them."""
+"""How training writes and reads its checkpoints: whole or not at all, and without running code from them.
+
+Lightning's internals used here: ``ModelCheckpoint._every_n_train_steps``.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -58,12 +61,38 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class StepCheckpoint(RunCheckpoint):
-    """Saves every few updates, but not after the last of an epoch: Lightning would resume there without validating."""
+    """Saves every few updates, but not after the last of an epoch: Lightning would resume there without validating.
+
+    It also saves where a limit ends the run within an epoch.
+    """
+
+    ended_at = -1  # the update at which a limit ended the run within an epoch
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save within an epoch only: its end has a checkpoint of its own."""
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.is_last_batch:
+            return
+        every = self._every_n_train_steps
+        if trainer.should_stop:
+            self._every_n_train_steps, self.ended_at = 1, trainer.global_step
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._every_n_train_steps = every
+
+
+class EpochCheckpoint(RunCheckpoint):
+    """Saves at the end of each epoch; not where ``steps`` has saved that a limit ended the run before it.
+
+    Lightning would resume from there with the next epoch, and leave out what was left of this one.
+    """
+
+    def __init__(self, steps: StepCheckpoint, **options: Any):
+        super().__init__(**options)
+        self.steps = steps
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Save, if the epoch has really ended."""
+        if self.steps.ended_at != trainer.global_step:
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 class InterruptedCheckpoint(OnExceptionCheckpoint):

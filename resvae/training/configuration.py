@@ -12,13 +12,12 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, register_unresolvable_import_paths
-from pytorch_lightning.callbacks import EarlyStopping
 
 from resvae.data import ImageDataModule
 from resvae.environment import after_files, files_in, options
 from resvae.errors import ResvaeError, one_line
 from resvae.models import MODELS
-from resvae.training.callbacks import ImageGrids
+from resvae.training.callbacks import EarlyStopping, ImageGrids
 from resvae.training.classifier import LitClassifier
 from resvae.training.loggers import Tracker
 from resvae.training.module import LitVAE
@@ -77,7 +76,7 @@ class Configuration:
 
     def differs(self, other: "Configuration") -> str | None:
         """The first field that makes this another training than ``other``, as ``field value, not other's value``."""
-        here, there = (dict(_leaves(each.values.as_dict())) for each in (self, other))
+        here, there = (dict(leaves(each.values.as_dict())) for each in (self, other))
         for field in here | there:
             if here.get(field) != there.get(field) and field not in ELSEWHERE:
                 return f"{field} {here.get(field)}, not {there.get(field)}"
@@ -209,12 +208,12 @@ def _earlier(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
+def leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
     """Each field by its full name, with its value."""
     pairs: list[tuple[str, Any]] = []
     for name, value in tree.items():
         if isinstance(value, dict) and value:
-            pairs += _leaves(value, f"{prefix}{name}.")
+            pairs += leaves(value, f"{prefix}{name}.")
         else:
             pairs.append((prefix + name, value))
     return pairs

@@ -22,9 +22,17 @@ from resvae.runs.lock import locked
 from resvae.storage import read_checkpoint
 from resvae.training.base import LitModel
 from resvae.training.callbacks import FinalValidation, ImageGrids
-from resvae.training.checkpoints import AtomicCheckpointIO, InterruptedCheckpoint, RunCheckpoint, StepCheckpoint
-from resvae.training.configuration import Configuration
+from resvae.training.checkpoints import (
+    AtomicCheckpointIO,
+    EpochCheckpoint,
+    InterruptedCheckpoint,
+    RunCheckpoint,
+    StepCheckpoint,
+)
+from resvae.training.configuration import Configuration, read_configuration
 from resvae.training.loggers import drop_rows_after, make_loggers
+from resvae.training.optimizers import refuse_optimizer
+from resvae.training.resume import changes
 from resvae.training.subsets import UnitSubset
 from resvae.training.summary import Summary
 
@@ -62,13 +70,14 @@ def fit(configuration: Configuration) -> None:
         folder = next_free(folder, configuration.text())
         values.name = folder.name
     _quiet()
+    changed = [] if new or resumed is None else _changes(configuration, resumed)
     _seed(values)
     parts = configuration.instantiate()
     model, data = parts.model, parts.data
     trainer = _trainer(values, parts, folder)
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     _refuse(values, model, data, trainer, resumed)
-    told = _chosen(model, data, trainer, values)
+    told = [*changed, *_chosen(model, data, trainer, values)]
     writes = getattr(rank_zero_only, "rank", 0) == 0  # of several processes the first; the others write nothing
     prepared = new and folder.exists()
     if writes:
@@ -113,6 +122,19 @@ def evaluate(configuration: Configuration, split: Literal["val", "test"], verbos
     metrics = trainer.callback_metrics
     figures = {name.removeprefix(f"{split}/"): round(float(value), 4) for name, value in metrics.items()}
     print(f"{split}: {json.dumps(figures)}")
+
+
+def _changes(configuration: Configuration, resumed: Checkpoint) -> list[str]:
+    """What a resume of a run changes, in a line each; ``ResvaeError`` for what cannot change."""
+    path = configuration.folder / CONFIG
+    if not path.is_file():
+        return []
+    before = read_configuration(path)
+    if configuration.values.seed_everything is True:  # a random one: the run's own
+        configuration.values.seed_everything = before.values.seed_everything
+    progress = resumed["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    within_epoch = not progress["is_last_batch"] and progress["current"]["ready"] > 0
+    return [f"resumed with {change}" for change in changes(configuration, before, within_epoch)]
 
 
 def _chosen(model: LitModel, data: Any, trainer: pl.Trainer, values: Namespace) -> list[str]:
@@ -181,14 +203,15 @@ def _trainer(values: Namespace, parts: Namespace, folder: Path | None) -> pl.Tra
     if folder is not None:
         checkpoints, stopping = folder / "checkpoints", values.early_stopping
         common: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False, "save_top_k": 1}
+        steps = StepCheckpoint(filename="last", every_n_train_steps=values.save_every_n_steps, **common)
         trainer.callbacks += [  # pyright: ignore[reportAttributeAccessIssue]
             LearningRateMonitor("epoch"),
             FinalValidation(),
             Summary(folder),
             InterruptedCheckpoint(checkpoints, "interrupted"),
             RunCheckpoint(filename="best", monitor=stopping.monitor, mode=stopping.mode, **common),
-            StepCheckpoint(filename="last", every_n_train_steps=values.save_every_n_steps, **common),
-            RunCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
+            steps,
+            EpochCheckpoint(steps, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common),
         ]
     return trainer
 
@@ -219,7 +242,7 @@ def _refuse(values: Namespace, model: LitModel, data: Any, trainer: pl.Trainer, 
     if stopping.mode != mode:
         raise ResvaeError(f"early_stopping.mode: {stopping.mode} is not allowed with {stopping.monitor}; {mode}")
     try:
-        model.optimizer(model.parameters())
+        optimizer = model.make_optimizer()
     except ValueError as error:
         raise ResvaeError(f"model.optimizer: {one_line(error)}") from error
     timed = values.trainer.max_time is not None
@@ -230,3 +253,4 @@ def _refuse(values: Namespace, model: LitModel, data: Any, trainer: pl.Trainer, 
             callback.drawn(model, 0)
     if resumed is not None:
         model.refuse_other(resumed)
+        refuse_optimizer(optimizer, resumed)
