@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the check of where they shall go."""
+"""What a path means, files that are written whole or not at all, and the check of where they shall go."""
 
 import os
 import tempfile
@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resvae.errors import ResvaeError
+
+
+def place(path: str | Path) -> Path:
+    """The path that a user means; ``~`` is their home, wherever it is written."""
+    return Path(path).expanduser()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -37,7 +42,7 @@ def writable(out: str | Path, *endings: str) -> Path:
     Raises:
         ResvaeError: its folder does not exist, or it has none of the ``endings``, if there are any.
     """
-    path = Path(out)
+    path = place(out)
     if not path.parent.is_dir():
         raise ResvaeError(f"out: {path} cannot be written; the folder {path.parent} does not exist")
     if endings and path.suffix.lower() not in endings:

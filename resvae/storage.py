@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from resvae.errors import ResvaeError, one_line
-from resvae.files import write_atomically
+from resvae.files import place, write_atomically
 from resvae.models import MODELS, ImageModel, ImageVAE
 from resvae.models.registry import registered
 from resvae.networks import BlockConfig
@@ -68,7 +68,7 @@ def save(model: nn.Module, folder: str | Path, dtype: torch.dtype | None = None)
     is made; it is returned. Raises ``ResvaeError`` for a model whose arguments JSON cannot hold (a merge given as a
     function), and for a folder that cannot be written; what was there before stays.
     """
-    folder = Path(folder)
+    folder = place(folder)
 
     def refuse(value: Any) -> Any:
         hint = f"; @resvae.models.register gives {value.__name__} a name" if isinstance(value, type) else ""
@@ -94,7 +94,7 @@ def load(source: str | Path) -> Any:
     Of a run it is the best checkpoint. The Hugging Face hub needs ``huggingface_hub``. Raises ``ResvaeError`` where
     there is nothing, for a truncated or foreign file, and for a pickle that holds more than tensors.
     """
-    path = _download(str(source)) if str(source).startswith("hf://") else Path(source)
+    path = _download(str(source)) if str(source).startswith("hf://") else place(source)
     if path.is_file():
         return _load_checkpoint(path)
     for folder in (path, SHIPPED / path):
@@ -127,7 +127,8 @@ def shipped() -> list[str]:
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The contents of a checkpoint on the CPU; tensors and plain values only, nothing is executed."""
-    if not Path(path).is_file():
+    path = place(path)
+    if not path.is_file():
         raise ResvaeError(f"checkpoint: {path} does not exist")
     try:
         with warnings.catch_warnings():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from resvae.data.sources import SOURCES, Images, Request, resized
 from resvae.errors import ResvaeError, at_least
+from resvae.files import place
 
 Split = Literal["train", "val", "test"]
 
@@ -65,6 +66,7 @@ class ImageSets:
         source: Any = import_module(f"resvae.data.{SOURCES[name]}")
         if getattr(source, "NEEDS_PATH", False) and path is None:
             raise ResvaeError(f"data.path: None is not allowed; the data set {name} needs a path")
+        root, path = str(place(root)), None if path is None else str(place(path))
         if path is not None and not Path(path).exists():
             raise ResvaeError(f"data.path: {path} does not exist")
         self._request = Request(name, root, path, image_size, on_corrupt, download, cache)

@@ -17,6 +17,7 @@ from resvae.evaluation.distances import GeneratedDistances
 from resvae.evaluation.measure import ALWAYS, BATCH, Asked, Found, Measure
 from resvae.evaluation.neighbours import NearestImages
 from resvae.evaluation.probe import LinearProbe
+from resvae.files import write_atomically, write_text
 from resvae.isolation import isolated
 from resvae.models import ImageModel, ImageVAE
 from resvae.provenance import origin
@@ -86,15 +87,15 @@ class Report:
                 axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
             else:
                 picture(axis)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, format="png")
 
 
 def write_report(report: Report, path: Path) -> list[Path]:
     """Write ``path`` (all fields), and beside it the table (.md) and the page of plots (.png); returns the three."""
-    path.write_text(report.json() + "\n")
     table, page = path.with_suffix(".md"), path.with_suffix(".png")
-    table.write_text(f"{report.table()}\n\n{report.protocol()}\n")
-    report.page(page)
+    write_text(path, report.json() + "\n")
+    write_text(table, f"{report.table()}\n\n{report.protocol()}\n")
+    write_atomically(page, report.page)
     return [path, table, page]
 
 

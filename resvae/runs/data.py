@@ -7,10 +7,22 @@ import yaml
 
 from resvae.data import ImageSets
 from resvae.errors import ResvaeError
-from resvae.runs.folder import SHIPPED
+from resvae.files import place
+from resvae.runs.folder import CONFIG, SHIPPED, read_summary
 
 # fields of a run's data that only its training needs
 TRAINING = ("batch_size", "eval_batch_size", "crop_padding", "flip", "num_workers")
+
+
+def located(data: dict[str, Any], run: Path) -> dict[str, Any]:
+    """A run's fields of ``data``; relative paths are seen from here or, failing that, from where it was started."""
+    started = read_summary(run).get("started_in")
+    found = {}
+    for field in ("path", "root"):
+        value = data.get(field)
+        if value and started and not place(value).exists() and (Path(started) / place(value)).exists():
+            found[field] = str(Path(started) / place(value))
+    return data | found
 
 
 def data_of(
@@ -32,15 +44,16 @@ def data_of(
     Raises:
         ResvaeError: neither a data set nor a run; images of another shape than the model's.
     """
-    config = Path(model) / "config.yaml"
+    run = place(model)
+    config = run / CONFIG
     if not config.is_file():
-        config = SHIPPED / config
+        config = SHIPPED / model / CONFIG
     places: dict[str, Any] = {k: v for k, v in {"path": path, "root": root}.items() if v is not None}
     if data is not None:
         square = image_shape[1] if image_shape and image_shape[1] == image_shape[2] else None
         found = ImageSets(data, image_size=square, **places)
     elif config.is_file():
-        written = yaml.safe_load(config.read_text()).get("data") or {}
+        written = located(yaml.safe_load(config.read_text()).get("data") or {}, config.parent)
         found = ImageSets(**{key: value for key, value in written.items() if key not in TRAINING} | places)
     else:
         raise ResvaeError(f"data: {model} is not a run's folder; name the data set: --data cifar10")

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from resvae.environment import files_in
 from resvae.errors import ResvaeError
-from resvae.files import write_text
+from resvae.files import place, write_text
 from resvae.runs.folder import CONFIG, has_ended, latest_checkpoint
 from resvae.runs.lock import locked
 from resvae.studies.processes import Job, Workers
@@ -147,7 +147,7 @@ def parse_grid(
             raise ResvaeError(f"{verb}: --config is missing; give the YAML of the base configuration")
         arguments = ["--config", config, *arguments]
     for file in files_in(arguments):
-        if not Path(file).is_file():
+        if not place(file).is_file():
             raise ResvaeError(f"{verb}: the configuration {file} does not exist")
     return parse(arguments, verb, options, ["--name=sweep", "--runs=runs", "--ckpt_path=null"])
 

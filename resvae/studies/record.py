@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resvae.data import Split
 from resvae.errors import ResvaeError, at_least
-from resvae.files import write_atomically
+from resvae.files import place, write_atomically
 from resvae.models import ImageModel
 from resvae.provenance import commit, hardware
 from resvae.runs.data import data_of
@@ -92,7 +92,7 @@ class Record:
     """
 
     def __init__(self, folder: str | Path, settings: dict[str, Any]):
-        self.folder = Path(folder)
+        self.folder = place(folder)
         self._path = self.folder / "study.json"
         settings = json.loads(json.dumps(settings, default=str))
         try:

@@ -12,6 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from resvae.data import ImageDataModule
+from resvae.files import place
 from resvae.runs.folder import CONFIG, has_ended, read_summary
 from resvae.storage import load
 from resvae.studies.grid import Grid, Point, numbers, parse_grid
@@ -183,7 +184,7 @@ class Study:
             base, own = parsed
             workers = Workers(own.jobs, own.ray, own.cpus, own.gpus)
             depths, seeds = numbers("depths", own.depths), numbers("seeds", own.seeds)
-            self.run(base, Path(own.out), depths, seeds, workers)
+            self.run(base, place(own.out), depths, seeds, workers)
 
     def run(
         self,

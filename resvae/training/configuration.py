@@ -16,7 +16,10 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from resvae.data import ImageDataModule
 from resvae.environment import after_files, files_in, options
 from resvae.errors import ResvaeError, one_line
+from resvae.files import place
 from resvae.models import MODELS
+from resvae.runs.data import located
+from resvae.runs.folder import CONFIG
 from resvae.training.callbacks import EarlyStopping, ImageGrids
 from resvae.training.classifier import LitClassifier
 from resvae.training.loggers import Tracker
@@ -52,7 +55,15 @@ class Configuration:
     @property
     def folder(self) -> Path:
         """The run's."""
-        return Path(self.values.runs) / self.values.name
+        return place(self.values.runs) / self.values.name
+
+    def refuse_name(self) -> None:
+        """Raise ``ResvaeError`` where the name would put the run beside the folder of all runs."""
+        name = Path(self.values.name)
+        if name.is_absolute() or not name.parts or {"..", "~"} & set(name.parts):
+            raise ResvaeError(
+                f"name: {self.values.name!r} is not allowed; a name, or group/name, below {self.values.runs}"
+            )
 
     def text(self) -> str:
         """The YAML that ``resvae fit --config`` reads, every field with its value."""
@@ -109,7 +120,7 @@ def parse(
     """
     word = verb.split()[-1]
     runs = options("fit") if word not in ("fit", "validate", "test") else []
-    arguments = after_files(arguments, [*_earlier(arguments), *runs, *defaults, *options(word)])
+    arguments = after_files(arguments, [*_of_runs(arguments), *runs, *defaults, *options(word)])
     field = field_of(arguments)
     parser = run_parser.__wrapped__(field, verb)
     known = set(vars(parser.get_defaults()))
@@ -129,7 +140,7 @@ def read_configuration(path: Path) -> Configuration:
     arguments = ["--config", str(path)]
     try:
         field = field_of(arguments)
-        return Configuration(field, run_parser(field).parse_args(arguments + _earlier(arguments)))
+        return Configuration(field, run_parser(field).parse_args(arguments + _of_runs(arguments)))
     except (OSError, ValueError, yaml.YAMLError, ArgumentError) as error:
         raise ResvaeError(f"configuration: {path} cannot be read ({one_line(error)})") from error
 
@@ -180,27 +191,46 @@ def field_of(arguments: Sequence[str]) -> str:
     """``vae`` or ``classifier``: which of the two the options, or the files among them, name under ``model``."""
     named = {argument.split("=")[0].split(".")[1] for argument in arguments if argument.startswith("--model.")}
     for file in files_in(arguments):
-        named |= set(_model_in(file)[0])
+        named |= set(_model_in(_read(file)[0]))
     return next((field for field in KINDS if field in named and field != "vae"), "vae")
 
 
-def _model_in(file: str) -> tuple[Tree, bool]:
-    """What a configuration file has under ``model``, and whether a run wrote it; nothing where it cannot be read."""
+def _read(file: str) -> tuple[Tree, bool]:
+    """What a configuration file holds, and whether a run wrote it; nothing where it cannot be read."""
     try:
-        text = Path(file).read_text()
+        text = place(file).read_text()
         content = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):
         return {}, False  # the parser says it better
-    model = content.get("model") if isinstance(content, dict) else None
-    return model if isinstance(model, dict) else {}, WRITTEN_BY in text.partition("\n")[0]
+    return content if isinstance(content, dict) else {}, WRITTEN_BY in text.partition("\n")[0]
 
 
-def _earlier(arguments: Sequence[str]) -> list[str]:
-    """Options for arguments that are newer than a run's own file: the values that its model had (``earlier``)."""
+def _model_in(content: Tree) -> Tree:
+    model = content.get("model")
+    return model if isinstance(model, dict) else {}
+
+
+def _of_runs(arguments: Sequence[str]) -> list[str]:
+    """Options that make a run's own file mean what it meant.
+
+    Its model has the values that it had of arguments that are newer than the file (``earlier``). Its folder is where
+    the file lies, and its data are where they were seen from, from whatever folder they are looked at.
+    """
     found: list[str] = []
     for file in files_in(arguments):
-        model, written = _model_in(file)
-        for field, value in model.items() if written else ():
+        content, written = _read(file)
+        if not written:
+            continue
+        folder, name = place(file).resolve().parent, Path(str(content.get("name")))
+        if place(file).name == CONFIG and folder.parts[-len(name.parts) :] == name.parts:
+            runs = folder.parents[len(name.parts) - 1]
+            if place(str(content.get("runs"))).resolve() != runs:
+                found.append(f"--runs={runs}")
+        data = content.get("data")
+        if isinstance(data, dict):
+            moved = located(data, folder)
+            found += [f"--data.{key}={value}" for key, value in moved.items() if data.get(key) != value]
+        for field, value in _model_in(content).items():
             name = value.get("class_path", "").rpartition(".")[2] if isinstance(value, dict) else ""
             known = (value.get("init_args") or {}) if name in MODELS else {}
             earlier = MODELS[name].earlier if name in MODELS else {}

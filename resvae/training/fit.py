@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressB
 from pytorch_lightning.utilities import rank_zero_only
 
 from resvae.errors import ResvaeError, at_least, one_line
-from resvae.files import write_text
+from resvae.files import place, write_text
 from resvae.runs.folder import CONFIG, best_checkpoint, latest_checkpoint, next_free
 from resvae.runs.lock import locked
 from resvae.storage import read_checkpoint
@@ -58,6 +58,7 @@ def fit(configuration: Configuration) -> None:
             nothing is written then.
     """
     values = configuration.values
+    configuration.refuse_name()
     path, resumed = _checkpoint(configuration)
     if resumed is not None and "loops" not in resumed:
         raise ResvaeError(f"checkpoint: {path} was not written by fit; it cannot be resumed")
@@ -68,7 +69,7 @@ def fit(configuration: Configuration) -> None:
     new = path is None or path.parent.parent.resolve() != folder.resolve()
     if new:
         folder = next_free(folder, configuration.text())
-        values.name = folder.name
+        values.name = str(folder.relative_to(place(values.runs)))
     _quiet()
     changed = [] if new or resumed is None else _changes(configuration, resumed)
     _seed(values)
@@ -160,7 +161,7 @@ def _checkpoint(configuration: Configuration) -> tuple[Path | None, Checkpoint |
     named, folder = configuration.values.ckpt_path, configuration.folder
     if not named:
         return None, None
-    path = Path(named)
+    path = place(named)
     if named in ("last", "best"):
         path = folder / "checkpoints" / f"{named}.ckpt"
         path = (named == "last" and latest_checkpoint(folder)) or path

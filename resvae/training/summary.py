@@ -41,6 +41,7 @@ class Summary(Callback):
         model = module.model
         self._about = {
             "name": self.folder.name,
+            "started_in": str(Path.cwd()),  # from where the relative paths of the configuration are seen
             "model": type(model).__name__,
             "arguments": model.arguments if module.description() else None,
             "parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),

@@ -1,11 +1,11 @@
 """``resvae validate`` and ``resvae test``: the figures of a run's checkpoint."""
 
-from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser
 
 from resvae.errors import ResvaeError
+from resvae.files import place
 from resvae.runs.folder import CONFIG, best_checkpoint
 from resvae.training.configuration import parse
 from resvae.training.fit import evaluate
@@ -32,7 +32,7 @@ def main(verb: str, arguments: list[str]) -> None:
         print(HELP.format(verb=verb, split="validation" if verb == "validate" else verb), end="")
         return
     if arguments and not arguments[0].startswith("-"):
-        folder = Path(arguments[0])
+        folder = place(arguments[0])
         if not (folder / CONFIG).is_file():
             raise ResvaeError(f"{verb}: {folder} is not a run's folder: it holds no {CONFIG}")
         arguments = ["--config", str(folder / CONFIG), "--ckpt_path", str(best_checkpoint(folder)), *arguments[1:]]

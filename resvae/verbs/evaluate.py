@@ -1,7 +1,6 @@
 """``resvae evaluate``: the figures of a trained model."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from resvae import evaluation
@@ -38,8 +37,7 @@ def evaluate(
         split: train, val or test.
         out: a .json in a folder that exists; the table (.md) and a page of plots (.png) go beside it.
     """
-    if out is not None:
-        writable(out, ".json")
+    to = None if out is None else writable(out, ".json")
     vae, network = load_as(model, ImageVAE), None
     if features != "none":
         judge = partial(load_as, kind=ResNetClassifier, field="features")
@@ -60,5 +58,5 @@ def evaluate(
         **measure,
     )
     print(report.table())
-    if out is not None:
-        print("\n".join(f"wrote {path}" for path in evaluation.write_report(report, Path(out))))
+    if to is not None:
+        print("\n".join(f"wrote {written}" for written in evaluation.write_report(report, to)))

@@ -10,7 +10,7 @@ import torch
 
 from resvae.errors import ResvaeError
 from resvae.evaluation import evaluate
-from resvae.files import writable
+from resvae.files import place, writable
 from resvae.runs.data import data_of
 from resvae.runs.folder import read_summary
 from resvae.storage import WEIGHTS, load, save
@@ -54,11 +54,11 @@ def export(
     Raises:
         ResvaeError: not a run's folder; the folder is there already, or cannot be written.
     """
-    source, folder = Path(run), writable(out)
+    source, folder = place(run), writable(out)
     if not (source / "config.yaml").is_file() or not (summary := read_summary(source)):
         raise ResvaeError(f"model: {run} is not the folder of a run that has ended an epoch")
     if folder.exists():
-        raise ResvaeError(f"out: {out} is there already; choose another")
+        raise ResvaeError(f"out: {folder} is there already; choose another")
     model = load(run)
     data = data_of(run, image_shape=model.image_shape, **images)
     dtype = torch.float16 if half else torch.float32
