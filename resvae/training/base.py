@@ -193,13 +193,15 @@ class LitModel(pl.LightningModule, ABC):
         return [Throughput(), *([ExponentialAverage(self.ema_decay)] if self.ema_decay else [])]
 
     def configure_optimizers(self) -> Any:
-        """The optimiser with its schedule; a plateau watches ``val/loss`` once per epoch."""
+        """The optimiser with its schedule; a plateau watches ``val/loss`` after each epoch that is validated."""
         optimizer = self.make_optimizer()
         self._given = hyperparameters(optimizer)
         if self.schedule.kind == "plateau":
             s = self.schedule
             plateau = ReduceLROnPlateau(optimizer, factor=s.factor, patience=s.patience, min_lr=s.min_lr)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val/loss"}}
+            every = self.trainer.check_val_every_n_epoch or 1
+            watched = {"scheduler": plateau, "monitor": "val/loss", "frequency": every, "strict": False}
+            return {"optimizer": optimizer, "lr_scheduler": watched}
         scheduler = LambdaLR(optimizer, self.schedule.of(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -61,7 +61,8 @@ def choose(
         return False, f"not compiled: on {device} it is not tried"
     expected = expected_seconds(model, objective, batch, steps, device)
     length = min(expected, math.inf if seconds is None else seconds)
-    told = "without an end" if math.isinf(length) else f"of about {max(1, round(length / 60)):,} minutes at the most"
+    minutes = math.ceil(min(length, 1e9) / 60)
+    told = "without an end" if math.isinf(length) else f"of {minutes:,} minute{'s' * (minutes != 1)} at the most"
     if length < REPAYS[device]:
         return False, f"not compiled: a run {told} does not pay it back (model.compile true does it all the same)"
     if reason := missing_compiler(device):

@@ -12,7 +12,15 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar, RichProgressBar, Timer
+from pytorch_lightning.callbacks import (
+    Callback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+    Timer,
+)
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from resvae.errors import ResvaeError, at_least, one_line
@@ -190,17 +198,25 @@ def _trainer(values: Namespace, parts: Namespace, folder: Path | None) -> pl.Tra
     given = options["callbacks"] or []
     callbacks: list[Callback] = [*given] if isinstance(given, list) else [given]
     callbacks += [parts[name] for name in ("early_stopping", "images") if name in parts]
+    own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     bar = options["enable_progress_bar"]
-    options["enable_progress_bar"] = bar = sys.stdout.isatty() if bar is None else bar
-    if bar and sys.stdout.isatty() and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+    options["enable_progress_bar"] = bar = (own_bar or sys.stdout.isatty()) if bar is None else bar
+    if bar and sys.stdout.isatty() and not own_bar:
         callbacks.append(RichProgressBar())
+    loggers = options["logger"] if isinstance(options["logger"], list) else [options["logger"]]
     options |= {
         "callbacks": callbacks,
         "plugins": [AtomicCheckpointIO()],
-        "enable_checkpointing": False,  # Lightning's own; the run's are added below
-        "logger": False if folder is None else make_loggers(folder, values.tracker),
+        # Lightning's own are left out; the run's are added below
+        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        "logger": False
+        if folder is None
+        else [*make_loggers(folder, values.tracker), *(each for each in loggers if isinstance(each, Logger))],
     }
-    trainer = pl.Trainer(**options)
+    try:
+        trainer = pl.Trainer(**options)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise ResvaeError(f"trainer: {one_line(error)}") from error
     if folder is not None:
         checkpoints, stopping = folder / "checkpoints", values.early_stopping
         common: dict[str, Any] = {"dirpath": checkpoints, "enable_version_counter": False, "save_top_k": 1}
@@ -226,17 +242,51 @@ def _refuse_trainer(values: Namespace) -> None:
     for field in ("fast_dev_run", "barebones"):
         if value := trainer[field]:
             raise ResvaeError(f"trainer.{field}: {value} is not allowed; for a short run set trainer.max_steps")
-    for field in ("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches"):
+    for field in ("max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "val_check_interval"):
         if (value := trainer[field]) is not None and value == 0:
             raise ResvaeError(f"trainer.{field}: {value} is not allowed; a run trains, and validates")
+    for field in ("check_val_every_n_epoch", "accumulate_grad_batches", "num_nodes"):
+        at_least(1, **{f"trainer.{field}": trainer[field]})
+    at_least(0, **{"trainer.gradient_clip_val": trainer.gradient_clip_val})
+    if trainer.logger is False:
+        raise ResvaeError("trainer.logger: False is not allowed; metrics.csv is part of a run (tracker: none is less)")
+    if trainer.enable_checkpointing is False:
+        raise ResvaeError("trainer.enable_checkpointing: False is not allowed; checkpoints are part of a run")
     every, epochs = trainer.check_val_every_n_epoch or 1, trainer.max_epochs
     if epochs is not None and 0 < epochs < every:
         raise ResvaeError(f"trainer.check_val_every_n_epoch: {every} is not allowed with {epochs} epochs; as many")
+    for unit in ("epochs", "steps"):
+        least, most = trainer[f"min_{unit}"], trainer[f"max_{unit}"]
+        if least is not None and most is not None and 0 < most < least:
+            raise ResvaeError(f"trainer.min_{unit}: {least} is not allowed with max_{unit} {most}; as many at most")
+    seed = values.seed_everything
+    if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+        raise ResvaeError(f"seed_everything: {seed} is not allowed; 0 to {2**32 - 1}, true or false")
+
+
+def _refuse_batches(values: Namespace, data: Any) -> None:
+    """Refuse limits and intervals that leave no batch, or no validation."""
+    trainer, size = values.trainer, data.batch_size
+    train, val = math.ceil(data.num_train / size), math.ceil(data.num_val / data.eval_batch_size)
+    limits = (("limit_train_batches", train), ("limit_val_batches", val), ("overfit_batches", min(train, val)))
+    for field, num in limits:
+        share = trainer[field]
+        if isinstance(share, float) and 0 < share < 1 and int(num * share) < 1:
+            raise ResvaeError(f"trainer.{field}: {share} of {num} batches is not allowed; one batch at least")
+    limit = trainer.limit_train_batches
+    batches = train if limit is None else int(train * limit) if isinstance(limit, float) else min(train, limit)
+    interval = trainer.val_check_interval
+    if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
+        raise ResvaeError(
+            f"trainer.val_check_interval: {interval} is not allowed with {batches} batches an epoch; as many at most, "
+            "or set trainer.check_val_every_n_epoch to null, which counts batches over all epochs"
+        )
 
 
 def _refuse(values: Namespace, model: LitModel, data: Any, trainer: pl.Trainer, resumed: Checkpoint | None) -> None:
     """Refuse what does not fit together while nothing is written yet."""
     model.refuse_data(data)
+    _refuse_batches(values, data)
     stopping, modes = values.early_stopping, model.monitored()
     if (mode := modes.get(stopping.monitor)) is None:
         raise ResvaeError(f"early_stopping.monitor: {stopping.monitor} is not logged; one of {', '.join(modes)}")
