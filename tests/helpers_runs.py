@@ -119,7 +119,7 @@ class Stop(Callback):
         if trainer.global_step == self.step and trainer.ckpt_path is None:
             if self.how == "error":
                 raise RuntimeError("the cat pulled the plug")
-            os.kill(os.getpid(), {"Ctrl-C": signal.SIGINT, "kill": signal.SIGKILL}[self.how])
+            os.kill(os.getpid(), {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM, "kill": signal.SIGKILL}[self.how])
 
 
 def callback(name: str, **arguments: Any) -> list[str]:

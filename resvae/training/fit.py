@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import signal
 import sys
 import warnings
 from contextlib import nullcontext
@@ -22,6 +23,7 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from resvae.errors import ResvaeError, at_least, one_line
 from resvae.files import place, write_text
@@ -101,7 +103,10 @@ def fit(configuration: Configuration) -> None:
                 drop_rows_after(folder / "metrics.csv", resumed["global_step"])
         if writes and told:
             print("\n".join(told), flush=True)
-        trainer.fit(model, datamodule=data, ckpt_path=path)
+        try:
+            trainer.fit(model, datamodule=data, ckpt_path=path)
+        except SIGTERMException:  # with which Lightning would end as if all were well
+            raise SystemExit(128 + signal.SIGTERM) from None
         if trainer.is_global_zero:
             for callback in callbacks:
                 if isinstance(callback, Summary):
@@ -224,7 +229,7 @@ def _trainer(values: Namespace, parts: Namespace, folder: Path | None) -> pl.Tra
         trainer.callbacks += [  # pyright: ignore[reportAttributeAccessIssue]
             LearningRateMonitor("epoch"),
             FinalValidation(),
-            Summary(folder),
+            Summary(folder, stopping.monitor, stopping.mode),
             InterruptedCheckpoint(checkpoints, "interrupted"),
             RunCheckpoint(filename="best", monitor=stopping.monitor, mode=stopping.mode, **common),
             steps,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, Timer
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from resvae.files import write_text
@@ -20,13 +20,18 @@ from resvae.training.muon import Muon
 class Summary(Callback):
     """Prints one line per epoch and keeps ``summary.json`` in the run's folder, from which tables of runs are made.
 
-    Losses are minima over the epochs, as in the article's table; the bits/dim are those of the epoch with the best
-    validation loss. A classifier's validation figures are all those of the epoch with the lowest error. A resumed
-    run keeps its earlier minima.
+    The validation figures are those of one validation, the best: the one after which ``best.ckpt`` was written. The
+    training loss is the minimum over the epochs, as in the article's table. A resumed run keeps its earlier best.
+
+    Args:
+        folder: the run's.
+        monitor, mode: the figure that decides which validation is the best, and whether it is to be ``min`` or ``max``.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, monitor: str = "val/loss", mode: str = "min"):
+        self.folder, self.monitor, self.sign = folder, monitor, -1.0 if mode == "max" else 1.0
+        self._validated = False  # since the last epoch's end
+        self.within_epochs = False  # whether there are validations within an epoch
         self.best: dict[str, float] = {}
         self.summary: dict[str, Any] = {}
         self._about: dict[str, Any] = {}
@@ -66,15 +71,27 @@ class Summary(Callback):
         """Update the minima and print the epoch."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics |= self._throughput.metrics()  # it logs after this callback
+        if not self._validated:  # what there is of a validation is of an earlier epoch
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}
+        self._validated = False
         if math.isfinite(metrics.get("train/loss", math.nan)):
             self.best["train_loss"] = min(metrics["train/loss"], self.best.get("train_loss", math.inf))
-        deciding, kept = ("val/error", "error") if "val/error" in metrics else ("val/loss", "val_loss")
-        if metrics.get(deciding, math.inf) < self.best.get(kept, math.inf):
-            self.best |= {"val_loss": metrics["val/loss"], "epoch": trainer.current_epoch + 1}
-            others = ("bits_per_dim", "loss_over_floor", "kl", "error")
-            self.best |= {name: metrics[f"val/{name}"] for name in others if f"val/{name}" in metrics}
         self._write(trainer, "running")
         self._print(trainer, _line(trainer.current_epoch + 1, metrics))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the figures if they are the best so far: every validation counts, whatever its rhythm."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._validated = True
+        self.within_epochs |= not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        value = metrics.get(self.monitor, math.nan) * self.sign
+        if value < self.best.get("monitored", math.inf):
+            self.best |= {"monitored": value, "val_loss": metrics["val/loss"]}
+            self.best |= {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+            others = ("bits_per_dim", "loss_over_floor", "kl", "error")
+            self.best |= {name: metrics[f"val/{name}"] for name in others if f"val/{name}" in metrics}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write why the run ended."""
@@ -87,7 +104,8 @@ class Summary(Callback):
         if "val_loss" in s:
             loss, *others = _figures(s | {"loss": s["val_loss"]})
             figures = ", ".join([f"validation loss {loss} nats per image", *others])
-            lines.append(f"best: {figures} (epoch {s['epoch']})")
+            update = f", update {s['step']:,}" if self.within_epochs and "step" in s else ""
+            lines.append(f"best: {figures} (epoch {s['epoch']}{update})")
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,6 +116,9 @@ class Summary(Callback):
         """Take over a checkpoint's best figures, if it is a checkpoint of this run."""
         if (self.folder / "checkpoints/best.ckpt").is_file():
             self.best = dict(state_dict)
+            if "monitored" not in self.best:  # of a run from before it was kept
+                figure = self.best.get(self.monitor.replace("val/loss", "val_loss").removeprefix("val/"))
+                self.best |= {} if figure is None else {"monitored": figure * self.sign}
 
     @staticmethod
     def _print(trainer: pl.Trainer, text: str) -> None:
@@ -110,7 +131,7 @@ class Summary(Callback):
             "seconds": self._throughput.metrics()["seconds"],
             "epochs": trainer.current_epoch + (ended == "running"),
             "steps": trainer.global_step,
-            **self.best,
+            **{name: value for name, value in self.best.items() if name != "monitored"},
             "ended": ended,
         }
         if trainer.is_global_zero:
@@ -130,7 +151,11 @@ def _reason(trainer: pl.Trainer) -> str:
         return f"all {trainer.max_epochs} epochs done"
     if 0 <= trainer.max_steps <= trainer.global_step:
         return f"all {trainer.max_steps} updates done"
-    return "stopped: the time or a limit of the trainer was reached"
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    timers = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
+    if any(left is not None and left <= 0 for left in timers):
+        return "the time of max_time is over"
+    return "stopped by the trainer or one of its callbacks"
 
 
 def _line(epoch: int, metrics: dict[str, float]) -> str:

@@ -126,6 +126,16 @@ def test_an_interrupted_run_is_saved_says_where_and_goes_on(tmp_path, whole, cap
     assert not saved.exists()  # no longer needed
 
 
+def test_a_run_that_is_told_to_end_is_saved_and_is_no_success(tmp_path, whole):
+    arguments = [sys.executable, "-m", "resvae", *command(tmp_path, every=100), *stop(11, how="SIGTERM")]
+    process = subprocess.run(arguments, env=ENVIRONMENT, timeout=120, capture_output=True, text=True)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "interrupted: wrote" in process.stdout
+    assert "ended:" not in process.stdout
+    assert main(command(tmp_path, "--ckpt_path last", every=1)) == 0
+    assert_same_end(tmp_path, whole)
+
+
 def test_nothing_is_saved_where_nothing_was_trained(tmp_path):
     with pytest.raises(RuntimeError, match="the cat"):
         main([*command(tmp_path), *stop(0)])
