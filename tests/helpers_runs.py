@@ -122,6 +122,19 @@ class Stop(Callback):
             os.kill(os.getpid(), {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM, "kill": signal.SIGKILL}[self.how])
 
 
+class Noise(Callback):
+    """Writes down, for each process and update, what its next random number would be."""
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+
+    def on_before_zero_grad(self, trainer: Any, *_: Any) -> None:
+        state = torch.get_rng_state()
+        with (self.folder / f"noise_{trainer.global_rank}").open("a") as file:
+            file.write(f"{torch.rand(()).item():.9f}\n")
+        torch.set_rng_state(state)
+
+
 def callback(name: str, **arguments: Any) -> list[str]:
     """The option that adds a callback to a run."""
     return [f"--trainer.callbacks+={json.dumps({'class_path': name, 'init_args': arguments})}"]

@@ -146,7 +146,7 @@ def test_a_model_that_json_cannot_hold_trains_all_the_same(there, tmp_path, caps
 def test_a_runs_own_data_are_read_where_one_says(there, capsys):
     refused(capsys, ["evaluate", "runs/run", "--num", "4", "--data", "npz", "--path", "floats.npz"], "floats.npz")
     assert data_of("runs/run", root="elsewhere").root == "elsewhere"
-    assert data_of("runs/run").root == "data"
+    assert Path(data_of("runs/run").root).name == "data"  # here, or from where the run was started
 
 
 def test_resuming_another_model_leaves_the_metrics_of_the_run(run, capsys):

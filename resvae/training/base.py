@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -84,6 +85,7 @@ class LitModel(pl.LightningModule, ABC):
         self._compiled: Callable[[Tensor], Any] | None = None
         self._rng: dict[str, Any] | None = None
         self._fits = False
+        self._seed = 0
         self._given: list[dict[str, Any]] = []  # of this configuration's optimiser
         self._before: list[dict[str, Any]] | None = None  # and of the checkpoint's
 
@@ -154,6 +156,7 @@ class LitModel(pl.LightningModule, ABC):
         Compiling is here, so that the average, which copies the model earlier, copies no compiled graph.
         """
         self.train()
+        self._seed = torch.initial_seed()
         self._compiled = torch.compile(self.objective) if self.compiles else None
 
     def on_train_start(self) -> None:
@@ -252,7 +255,15 @@ class LitModel(pl.LightningModule, ABC):
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Restore the random states of the checkpoint that the run resumes from: nothing may draw before this step."""
+        """Restore the random states of the checkpoint that the run resumes from: nothing may draw before this step.
+
+        Of several processes the first goes on with its stream; the others draw from one of their own at each step,
+        which the seed, the step and their number decide, so that no two draw the same noise, resumed or not.
+        """
+        if self.global_rank > 0:
+            self._rng = None
+            numbers = [self._seed, self.global_rank, self.global_step, batch_idx]
+            torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
         if self._rng is not None:
             torch.set_rng_state(self._rng["cpu"])
             if torch.cuda.is_available():

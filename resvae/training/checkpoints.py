@@ -103,6 +103,8 @@ class InterruptedCheckpoint(OnExceptionCheckpoint):
         if trainer.global_step > 0:
             try:
                 super().on_exception(trainer)
+                if not Path(self.ckpt_path).is_file():  # of several processes, one that writes nothing
+                    return
                 text = f"wrote {self.ckpt_path}; --ckpt_path {self.ckpt_path} resumes from there"
             except ResvaeError as error:  # perhaps the reason for the interruption, which is the one to tell
                 text = str(error)
