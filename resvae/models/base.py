@@ -57,7 +57,7 @@ class Encoded:
     """Images and what a model's encoder makes of them. The model's methods take it in place of images."""
 
     x: Tensor  # float32 in [0, 1], [B, C, H, W]
-    features: Any  # what ``encode`` returned: tensors, the batch first, in lists or tuples
+    features: Any  # what ``encoder_features`` returned: tensors, the batch first, in lists or tuples
 
     def __len__(self) -> int:
         return len(self.x)
@@ -82,7 +82,7 @@ class ImageVAE(ImageModel):
     likelihood: Likelihood
 
     @abstractmethod
-    def encode(self, x: Tensor) -> Any:
+    def encoder_features(self, x: Tensor) -> Any:
         """What the encoder makes of float32 images in [0, 1], ``[B, C, H, W]``: all that ``posterior`` needs."""
 
     @abstractmethod
@@ -105,12 +105,20 @@ class ImageVAE(ImageModel):
     def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
         """``num_samples`` times log p(x, z) - log q(z|x) with z drawn from q(z|x), each ``[B]``."""
 
+    def forward(self, x: Tensor | Encoded) -> Tensor:
+        """``vae(x)``: the mean of p(x|z) at the posterior's mean, ``[B, C, H, W]``, with a gradient."""
+        return self.at_mean(x)[1].mean
+
+    def encode(self, x: Tensor | Encoded) -> Distribution:
+        """``posterior`` by the name that most libraries have for it."""
+        return self.posterior(x)
+
     def encoded(self, x: Tensor | Encoded) -> Encoded:
         """Checked images with what the encoder makes of them, to be given to several methods."""
         if isinstance(x, Encoded):
             return x
         x = to_unit(x, self.image_shape)
-        return Encoded(x, self.encode(x))
+        return Encoded(x, self.encoder_features(x))
 
     def figures(self, x: Tensor | Encoded, y: Tensor | None = None) -> dict[str, Tensor]:
         """The figures of the ELBO's terms; labels are not needed."""

@@ -181,7 +181,7 @@ class HierarchicalVAE(ImageVAE):
         features = F.pixel_shuffle(self.out(self.final(h)), self.patch)
         return self.likelihood(features, seen.x if seen is not None and fit else None), visits
 
-    def encode(self, x: Tensor) -> list[Tensor]:
+    def encoder_features(self, x: Tensor) -> list[Tensor]:
         """A map per resolution, the coarsest first."""
         return self.encoder.features(2 * x - 1)[::-1]
 

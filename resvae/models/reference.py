@@ -111,7 +111,7 @@ class ReferenceVAE(OneLatentVAE):
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encoder_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, each ``[B, latent_dim]``, in float32."""
         mean, log_variance = self.encoder(x)
         return mean.float(), log_variance.float()

@@ -132,7 +132,7 @@ class VAE(OneLatentVAE):
         with torch.no_grad():
             self.head.bias.copy_(torch.tensor([0.0, -1.0]).repeat_interleave(latent_dim))
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encoder_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The posterior's mean and log-scale before its clamp, each ``[B, D]``, in float32."""
         return self.head(self.encoder(2 * x - 1).flatten(1)).float().chunk(2, 1)
 

@@ -195,6 +195,17 @@ def test_reconstructions(vae):
     torch.testing.assert_close(reconstruction, vae.decode(vae.posterior(x).mean).mean.clamp(0, 1))
 
 
+def test_the_ecosystems_names_mean_what_ours_mean(vae):
+    x = images(vae, 2)
+    y = vae(x)
+    torch.testing.assert_close(y.clamp(0, 1).float(), vae.reconstruct(x))
+    y.sum().backward()
+    assert any(p.grad is not None for p in vae.parameters())
+    torch.testing.assert_close(vae.encode(x).mean, vae.posterior(x).mean)
+    seen = vae.encoded(x)
+    torch.testing.assert_close(vae(seen), y)
+
+
 def test_interpolation_runs_from_one_reconstruction_to_the_other(vae):
     a, b = images(vae, 2, seed=5), images(vae, 2, seed=6)
     line = vae.interpolate(a, b, 5)
