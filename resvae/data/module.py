@@ -62,8 +62,7 @@ class EpochSampler(DistributedSampler[int]):
     """
 
     def __init__(self, dataset: ImageDataset, start: Callable[[], int] = int):
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        alone: dict[str, Any] = {} if distributed else {"num_replicas": 1, "rank": 0}
+        alone: dict[str, Any] = {} if _distributed() else {"num_replicas": 1, "rank": 0}
         super().__init__(dataset, shuffle=True, seed=dataset.seed, **alone)
         self.images = dataset
         self.start = start
@@ -75,6 +74,29 @@ class EpochSampler(DistributedSampler[int]):
         """Start an epoch: Lightning calls this."""
         super().set_epoch(epoch)
         self.images.epoch = epoch
+
+
+class EvaluationSampler(DistributedSampler[int]):
+    """Every ``num_replicas``-th image for each process: no image twice, where torch's own would fill up the shares."""
+
+    def __init__(self, dataset: ImageDataset, num_replicas: int | None = None, rank: int | None = None):
+        super().__init__(dataset, num_replicas, rank, shuffle=False)
+        self.num_images = len(dataset)
+        self.share = range(self.rank, self.num_images, self.num_replicas)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.share)
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    def batch_size(self, wanted: int) -> int:
+        """The size nearest to the one that is wanted which gives every process as many batches: each waits for all."""
+        most = -(-self.num_images // self.num_replicas)
+        if self.num_images % self.num_replicas == 0:
+            return wanted
+        sizes = [*range(wanted, 1, -1), *range(wanted + 1, most + 1)]
+        return next((size for size in sizes if most % size != 1), most)
 
 
 class TrainLoader(DataLoader[Any]):
@@ -154,7 +176,11 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
         return self._evaluation("test")
 
     def _evaluation(self, split: Split) -> DataLoader[Any]:
-        return DataLoader(ImageDataset(self.split(split)), self.eval_batch_size, **self._loading())
+        dataset, size = ImageDataset(self.split(split)), self.eval_batch_size
+        if not _distributed():
+            return DataLoader(dataset, size, **self._loading())
+        sampler = EvaluationSampler(dataset)
+        return DataLoader(dataset, sampler.batch_size(size), sampler=sampler, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
         # its own generator, or each iteration would draw a worker seed from the global random stream
@@ -165,3 +191,7 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready * self.batch_size
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -323,6 +323,12 @@ class Means:
         """Log what was added since the last time; what is logged again in the same epoch is averaged as it should."""
         for split_of, *names in [names for names in self._sums if names[0] == split]:
             sums, num = self._sums.pop((split_of, *names))
+            alone = module._trainer is None or module.trainer.world_size == 1
+            if split != "train" and not alone:
+                # Lightning divides by the mean number of images, rounded down. In training the numbers are equal.
+                both = torch.cat([sums, sums.new_tensor([float(num)])])
+                both = module.trainer.strategy.reduce(both, reduce_op="sum")
+                sums, num = both[:-1] / both[-1], 1
             values = {f"{split}/{name}": value for name, value in zip(names, (sums / num).float(), strict=True)}
             module.log_dict(values, on_step=False, on_epoch=True, batch_size=num, sync_dist=True)
 

@@ -8,7 +8,7 @@ import torch
 from helpers_data import rows, same
 
 from resvae.data import ImageDataModule
-from resvae.data.module import EpochSampler, ImageDataset, random_crop
+from resvae.data.module import EpochSampler, EvaluationSampler, ImageDataset, random_crop
 from resvae.data.sources import Images
 
 
@@ -140,3 +140,18 @@ def test_start_is_asked_when_an_epoch_begins() -> None:
     sampler = EpochSampler(ImageDataset(numbered(20)), lambda: starts.pop(0))
     assert list(sampler) == whole[13:]
     assert list(sampler) == whole
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+@pytest.mark.parametrize("num", [5, 7, 16, 31, 61, 100])
+@pytest.mark.parametrize("wanted", [2, 3, 10, 200])
+def test_processes_share_evaluation_without_an_image_twice(processes, num, wanted):
+    dataset = ImageDataset(Images(torch.zeros(num, 1, 2, 2, dtype=torch.uint8), torch.arange(num)))
+    samplers = [EvaluationSampler(dataset, num_replicas=processes, rank=rank) for rank in range(processes)]
+    assert sorted(i for sampler in samplers for i in sampler) == list(range(num))
+    sizes = {sampler.batch_size(wanted) for sampler in samplers}
+    assert len(sizes) == 1
+    size = sizes.pop()
+    batches = {-(-len(sampler) // size) for sampler in samplers}
+    assert len(batches) == 1
+    assert size <= max(wanted, 1 + num // processes)

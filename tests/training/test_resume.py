@@ -1,6 +1,8 @@
 """A run that was killed or interrupted goes on as if nothing had happened, bit for bit."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +14,20 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from helpers_runs import ENVIRONMENT, VAE, assert_same, callback, checkpoint, files, logged, refused, rows, stop, train
+from helpers_runs import (
+    CLASSIFIER,
+    ENVIRONMENT,
+    VAE,
+    assert_same,
+    callback,
+    checkpoint,
+    files,
+    logged,
+    refused,
+    rows,
+    stop,
+    train,
+)
 from helpers_runs import command as plain_command
 
 from resvae import ImageDataModule
@@ -290,3 +305,26 @@ def test_silent_levels_train_in_two_processes(tmp_path):
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, env=environment, timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_test_every_image_once(tmp_path):
+    assert main(plain_command(tmp_path, "--data.validation 61", config=CLASSIFIER)) == 0
+    figures = []
+    for more in ("", "--trainer.devices 2 --trainer.strategy ddp"):
+        for verb in ("test", "validate"):
+            arguments = (
+                f"{verb} {tmp_path}/runs/run --trainer.enable_progress_bar false --data.eval_batch_size 20 {more}"
+            )
+            done = subprocess.run(
+                [sys.executable, "-m", "resvae", *arguments.split()],
+                env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
+                timeout=120,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+            figures.append(json.loads(re.findall(r"^(?:val|test): (.*)", done.stdout, re.MULTILINE)[0]))
+    for alone, both in zip(figures[:2], figures[2:], strict=True):
+        assert alone["error"] == both["error"]
+        assert alone["loss"] == pytest.approx(both["loss"], abs=2e-4)
