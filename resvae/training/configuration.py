@@ -119,6 +119,8 @@ def parse(
         jsonargparse.ArgumentError: an unknown field, or a value that it cannot have. ResvaeError: no such file.
     """
     word = verb.split()[-1]
+    for file in files_in(arguments):
+        _refuse_file(file)
     runs = options("fit") if word not in ("fit", "validate", "test") else []
     arguments = after_files(arguments, [*_of_runs(arguments), *runs, *defaults, *options(word)])
     field = field_of(arguments)
@@ -193,6 +195,21 @@ def field_of(arguments: Sequence[str]) -> str:
     for file in files_in(arguments):
         named |= set(_model_in(_read(file)[0]))
     return next((field for field in KINDS if field in named and field != "vae"), "vae")
+
+
+def _refuse_file(file: str) -> None:
+    """Raise ``ResvaeError`` where a configuration file is no text, or holds no fields."""
+    path = place(file)
+    if not path.is_file():
+        return  # the parser says it
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ResvaeError(f"config: {file} is not text in UTF-8; save it as that") from error
+    except yaml.YAMLError:
+        return  # the parser says where
+    if not isinstance(content, dict):
+        raise ResvaeError(f"config: {file} holds no fields; lines such as name: run are needed")
 
 
 def _read(file: str) -> tuple[Tree, bool]:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
-from helpers_runs import checkpoint, command, logged
+from helpers_runs import checkpoint, command, logged, refused
 
 from resvae.cli import main
 from resvae.training.configuration import parse, read_configuration
@@ -50,3 +51,33 @@ def test_a_file_of_ones_own_has_todays_defaults(tmp_path):
     configuration, _ = parse(["--config", str(mine)])
     assert configuration.values.model.vae.init_args.level_block is True
     assert configuration.values.model.vae.init_args.posterior == "concat_1x1"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("name: run\n".encode("utf-16"), "is not text in UTF-8"),
+        (b"name: caf\xe9\n", "is not text in UTF-8"),
+        (b"", "holds no fields"),
+        (b"- 1\n- 2\n", "holds no fields"),
+        (b"5\n", "holds no fields"),
+        (b"data:\n\tname: digits\n", "line 2"),
+        (b"name: \x00\n", "control characters"),
+        (b"name: [1, 2\n", "parsing"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused_in_one_line(tmp_path, capsys, content, line):
+    path = tmp_path / "odd.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    for verb in ("fit", "sweep"):
+        refused(capsys, [verb, "--config", str(path), "--runs", str(tmp_path / "runs")], line)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_mark_of_the_byte_order_is_no_matter(tmp_path):
+    arguments = command(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert main(arguments) == 0
