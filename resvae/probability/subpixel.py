@@ -1,6 +1,7 @@
 """A likelihood that looks at its neighbours: the sub-images of an image in turn, each given those before it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -119,7 +120,9 @@ class Scale(nn.Module):
         ``own`` are features ``[B, 3 width, h, w]``, ``x`` all sub-images ``[B, 4 C, h, w]``, in [0, 1].
         """
         seen = 2 * x[:, : -self.channels] - 1  # the last is before no other
-        with torch.autocast(x.device.type, enabled=False):  # a centre is as exact as a pixel
+        device = x.device.type
+        with torch.autocast(device, enabled=False) if device != "meta" else nullcontext():
+            # A centre is as exact as a pixel.
             centre = F.conv2d(seen, self._masked(self.centre), padding=1)
         context = F.conv2d(CONTRAST * seen.to(own.dtype), self._masked(self.context).to(own.dtype), padding=1)
         parameters = self.head(own + context).contiguous()

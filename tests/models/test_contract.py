@@ -206,6 +206,17 @@ def test_the_ecosystems_names_mean_what_ours_mean(vae):
     torch.testing.assert_close(vae(seen), y)
 
 
+def test_a_model_without_values_has_shapes_all_the_same(vae):
+    vae = copy.deepcopy(vae).to("meta")
+    x = torch.empty(2, *vae.image_shape, dtype=torch.uint8, device="meta")
+    terms = vae.elbo(x)
+    assert terms.elbo.device.type == "meta"
+    terms.elbo.sum().backward()
+    assert all(p.grad is None or p.grad.device.type == "meta" for p in vae.parameters())
+    assert vae.sample(3).shape == (3, *vae.image_shape)
+    assert vae.reconstruct(x).shape == (2, *vae.image_shape)
+
+
 def test_interpolation_runs_from_one_reconstruction_to_the_other(vae):
     a, b = images(vae, 2, seed=5), images(vae, 2, seed=6)
     line = vae.interpolate(a, b, 5)
