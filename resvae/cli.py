@@ -1,6 +1,7 @@
 """The command line: which verb, and what becomes of its errors. Nothing heavy is imported before a verb needs it."""
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -60,6 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("resvae: interrupted", file=sys.stderr)
             return 130
+        except SystemExit as end:  # with this one Lightning would end as if all were well
+            if type(end).__name__ != "SIGTERMException":
+                raise
+            return 128 + signal.SIGTERM
         except Exception as error:
             if os.environ.get("RESVAE_DEBUG") or not _is_users(error):
                 raise

@@ -36,7 +36,7 @@ def test_tables_are_printed_and_written(tmp_path, capsys):
     [
         (["--seconds", "0"], "seconds: 0.0 is not allowed; more than 0"),
         (["--num", "0"], "num: 0 is not allowed"),
-        (["--depths", "16;22"], "depths: 16;22 is not allowed; whole numbers with commas between them"),
+        (["--depths", "16;22"], "depths: '16;22' is not allowed; give numbers with commas between"),
         (["--out", "nowhere/bench.json"], "out: nowhere/bench.json cannot be written"),
         (["--out", "bench.txt"], "out: bench.txt is not allowed; end it with .json"),
         (["--depths", "17"], "depth: 17"),

@@ -12,9 +12,7 @@ from resvae.data.sources import Images
 from resvae.errors import ResvaeError
 from resvae.models.base import to_unit
 from resvae.probability import weighted_elbo
-from resvae.training.base import native_bf16
 from resvae.training.configuration import Configuration
-from resvae.training.muon import mark_hidden
 
 NUM_IMAGES = 2048  # of the random data set; enough that gathering a batch jumps about in memory
 
@@ -39,9 +37,8 @@ class Training:
         self.device, self.batch_size = device, int(configuration.values.data.batch_size)
         self.module: Any = parts.model.to(device, memory_format=torch.channels_last)
         self.vae: Any = self.module.vae
-        self.bf16 = self.module.precision == "bf16" or (self.module.precision == "auto" and native_bf16(device.type))
-        mark_hidden(self.vae)
-        self.optimizer = self.module.optimizer(self.vae.parameters())
+        self.bf16 = self.module.in_bf16(device.type)
+        self.optimizer = self.module.make_optimizer()
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0  # the same work, and weights that stay as they are however often it is done
         self.average = [p.detach().clone() for p in self.vae.parameters()] if self.module.ema_decay else []

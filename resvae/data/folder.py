@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 import warnings
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -72,52 +75,77 @@ def _pictures(layout: Layout, request: Request) -> tuple[dict[str, Images], list
     """The images of each split, and sentences on what was met in them."""
     files = [(split, file, name) for split, each in layout.files.items() for file, name in each.items()]
     pixels: np.ndarray | None = None
-    first, grey, kept = files[0][1], True, []
-    facts = Counter[str]()
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
-        decoded = [threads.submit(_decoded, file, request.image_size) for _, file, _ in files]
-        for i, each in enumerate(progress(decoded, f"reading {len(files):,} images")):
-            try:
-                x, of_grey, met = each.result()
-            except ResvaeError:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
-            except Exception as error:  # decoders of broken files raise anything
-                if request.on_corrupt == "refuse":
-                    threads.shutdown(wait=False, cancel_futures=True)
-                    raise ResvaeError(
-                        f"data.path: {files[i][1]} is not an image that can be read; "
-                        "remove it or set data.on_corrupt to skip"
-                    ) from error
-                warnings.warn(f"skipped {files[i][1]}: not an image that can be read", stacklevel=2)
-                facts["left out, as they cannot be read"] += 1
-                continue
-            if pixels is None:
-                pixels, first = np.empty((len(files), *x.shape), np.uint8), files[i][1]
-            if x.shape != pixels.shape[1:]:
-                threads.shutdown(wait=False, cancel_futures=True)
-                sizes = ["x".join(map(str, shape[:2])) for shape in (x.shape, pixels.shape[1:])]
-                raise ResvaeError(
-                    f"data.path: {files[i][1]} is {sizes[0]}, others such as {first.name} are {sizes[1]}; "
-                    "set data.image_size"
-                )
-            pixels[len(kept)] = x
-            kept.append(i)
-            grey &= of_grey
-            facts.update(met)
+    kept: list[int] = []  # places in ``files``
+    grey, facts = True, Counter[str]()
+    for i, picture in enumerate(_read_all([file for _, file, _ in files], request)):
+        if picture is None:
+            facts["left out, as they cannot be read"] += 1
+            continue
+        if pixels is None:
+            pixels = np.empty((len(files), *picture.pixels.shape), np.uint8)
+        if picture.pixels.shape != pixels.shape[1:]:
+            sizes = ["x".join(map(str, shape[:2])) for shape in (picture.pixels.shape, pixels.shape[1:])]
+            other = files[kept[0]][1].name
+            raise ResvaeError(
+                f"data.path: {files[i][1]} is {sizes[0]}, others such as {other} are {sizes[1]}; set data.image_size"
+            )
+        pixels[len(kept)] = picture.pixels
+        kept.append(i)
+        grey &= picture.grey
+        facts.update(picture.met)
     if pixels is None:
         raise ResvaeError(f"data.path: {layout.root} holds no images that can be read")
     x = torch.from_numpy(pixels[: len(kept), :, :, : 1 if grey else 3].transpose(0, 3, 1, 2).copy())
     y = torch.tensor([layout.classes.get(files[i][2], 0) for i in kept])
-    splits = [files[i][0] for i in kept]
-    sets = {}
-    for split in layout.files:
-        index = torch.tensor([i for i, each in enumerate(splits) if each == split], dtype=torch.long)
-        sets[split] = Images(x[index], y[index]) if len(layout.files) > 1 else Images(x, y)
-    return sets, [f"{count:,} images {fact}" for fact, count in facts.most_common()]
+    nums = Counter(files[i][0] for i in kept)  # the splits stand one after another
+    parts = zip(layout.files, *(each.split([nums[split] for split in layout.files]) for each in (x, y)), strict=True)
+    notes = [f"{count:,} images {fact}" for fact, count in facts.most_common()]
+    return {split: Images(*part) for split, *part in parts}, notes
 
 
-def _decoded(name: Path, size: int | None) -> tuple[np.ndarray, bool, list[str]]:
+@dataclass(frozen=True)
+class Picture:
+    """What a file holds: pixels ``H W 3``, whether it is grey, and what else is worth a word."""
+
+    pixels: np.ndarray
+    grey: bool
+    met: list[str]
+
+
+def _read_all(files: list[Path], request: Request) -> Iterator[Picture | None]:
+    """The pictures in order, read by several threads; None for one that cannot be read and is to be skipped."""
+
+    def attempt(file: Path) -> Picture | Exception:
+        try:
+            return _decoded(file, request.image_size)
+        except Exception as error:  # decoders of broken files raise anything
+            return error
+
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
+        results = threads.map(attempt, files)
+        try:
+            for file, result in zip(progress(files, f"reading {len(files):,} images"), results, strict=True):
+                yield _checked(file, result, request.on_corrupt)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _checked(file: Path, result: Picture | Exception, on_corrupt: str) -> Picture | None:
+    """The picture, or None for one that is to be skipped; else ``ResvaeError``."""
+    if isinstance(result, Picture):
+        return result
+    if isinstance(result, ResvaeError):
+        raise result
+    if on_corrupt == "refuse":
+        raise ResvaeError(
+            f"data.path: {file} is not an image that can be read; remove it or set data.on_corrupt to skip"
+        ) from result
+    warnings.warn(f"skipped {file}: not an image that can be read", stacklevel=2)
+    return None
+
+
+def _decoded(name: Path, size: int | None) -> Picture:
+    """A file's picture, turned as its EXIF says, of 8 bits, on white, and with ``size`` cut square and scaled."""
     from PIL import Image, ImageOps
 
     met = []
@@ -150,32 +178,25 @@ def _decoded(name: Path, size: int | None) -> tuple[np.ndarray, bool, list[str]]
         picture = picture.convert("RGB")
     if size is not None:
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
-    return np.asarray(picture), mode in GREY, met
+    return Picture(np.asarray(picture), mode in GREY, met)
 
 
 def _cached(layout: Layout, request: Request) -> tuple[dict[str, Images], list[str]]:
     """What ``_pictures`` gives, from a file where it was written before, if nothing has changed since."""
     key = _key(layout, request)
-    path = layout.root / CACHE / f"{key[:16]}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if str(stored["key"]) == key:
-                sets = {
-                    split: Images(torch.from_numpy(stored[f"{split}_x"]), torch.from_numpy(stored[f"{split}_y"]))
-                    for split in layout.files
-                }
-                return sets, json.loads(str(stored["notes"]))
-    except FileNotFoundError:
-        pass
-    except Exception:  # whatever is wrong with it, it is made again
-        warnings.warn(f"{path} is damaged; the images are read again", stacklevel=2)
+    path = layout.root / CACHE / f"{key}.npz"
+    if path.is_file():
+        try:
+            return _stored(path, layout)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+            warnings.warn(f"{path} is damaged; the images are read again", stacklevel=2)
     sets, notes = _pictures(layout, request)
     arrays = {f"{split}_x": images.x.numpy() for split, images in sets.items()}
     arrays |= {f"{split}_y": images.y.numpy() for split, images in sets.items()}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            np.savez(file, key=np.array(key), notes=np.array(json.dumps(notes)), **arrays)  # pyright: ignore[reportArgumentType]
+            np.savez(file, notes=np.array(json.dumps(notes)), **arrays)  # pyright: ignore[reportArgumentType]
 
     try:
         path.parent.mkdir(exist_ok=True)
@@ -183,6 +204,13 @@ def _cached(layout: Layout, request: Request) -> tuple[dict[str, Images], list[s
     except OSError as error:
         warnings.warn(f"{path} cannot be written ({error.strerror}); the images will be read again", stacklevel=2)
     return sets, notes
+
+
+def _stored(path: Path, layout: Layout) -> tuple[dict[str, Images], list[str]]:
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {split: (stored[f"{split}_x"], stored[f"{split}_y"]) for split in layout.files}
+        notes = json.loads(str(stored["notes"]))
+    return {split: Images(*map(torch.from_numpy, pair)) for split, pair in arrays.items()}, notes
 
 
 def _key(layout: Layout, request: Request) -> str:

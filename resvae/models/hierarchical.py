@@ -138,10 +138,11 @@ class HierarchicalVAE(ImageVAE):
         num = self.num_levels if num is None else num
         if not 1 <= num <= self.num_levels:
             raise ResvaeError(f"stochastic_depth: {num} is not allowed; 1 to the number of levels, {self.num_levels}")
+        before = getattr(self, "stochastic", range(self.num_levels))
         self.stochastic = tuple(i * self.num_levels // num for i in range(num))
         levels = [module for module in self.modules() if isinstance(module, Level)]
-        for i, level in enumerate(levels):  # several processes expect a gradient of all that can have one
-            level.posterior_net.requires_grad_(i in self.stochastic)
+        for i in set(before) ^ set(self.stochastic):  # several processes expect a gradient of all that can have one
+            levels[i].posterior_net.requires_grad_(i in self.stochastic)
         assert self.arguments is not None
         self.arguments["stochastic_depth"] = None if num == self.num_levels else num
 

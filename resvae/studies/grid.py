@@ -1,6 +1,5 @@
 """A grid: a base configuration, and the points at which it is trained. Sweeps and training studies are grids."""
 
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,16 +149,3 @@ def parse_grid(
         if not place(file).is_file():
             raise ResvaeError(f"{verb}: the configuration {file} does not exist")
     return parse(arguments, verb, options, ["--name=sweep", "--runs=runs", "--ckpt_path=null"])
-
-
-def listed(option: str, text: str, each: str = r"\d+(-\d+)*") -> list[tuple[int, ...]]:
-    """Numbers, or numbers joined by dashes, with commas between them, each kept once; else ``ResvaeError``."""
-    parts = text.replace(" ", "").split(",")
-    if not all(re.fullmatch(each, part) for part in parts):
-        raise ResvaeError(f"{option}: {text!r} is not allowed; give numbers with commas between")
-    return list(dict.fromkeys(tuple(map(int, part.split("-"))) for part in parts))
-
-
-def numbers(option: str, text: str) -> list[int]:
-    """``listed`` without dashes."""
-    return [number for (number,) in listed(option, text, r"\d+")]

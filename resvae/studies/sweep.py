@@ -10,11 +10,11 @@ from jsonargparse import ArgumentParser
 
 from resvae.errors import ResvaeError, at_least
 from resvae.runs.folder import read_summary
-from resvae.studies.grid import Grid, Point, listed, numbers, parse_grid
+from resvae.studies.grid import Grid, Point, parse_grid
 from resvae.studies.matching import matched_widths
 from resvae.studies.processes import Workers
 from resvae.studies.table import Row, over_seeds, plot_means, write_table
-from resvae.training.configuration import Configuration
+from resvae.training.configuration import Configuration, listed, numbers
 
 # What can be varied: the model's argument, and what the option and the table's files are called.
 AXES = {"depth": "depths", "levels": "levels", "stochastic_depth": "stochastic_depths"}

@@ -15,11 +15,11 @@ from resvae.data import ImageDataModule
 from resvae.files import place
 from resvae.runs.folder import CONFIG, has_ended, read_summary
 from resvae.storage import load
-from resvae.studies.grid import Grid, Point, numbers, parse_grid
+from resvae.studies.grid import Grid, Point, parse_grid
 from resvae.studies.processes import Workers
 from resvae.studies.record import Record, fingerprint
 from resvae.studies.table import Row, over_seeds
-from resvae.training.configuration import KINDS, Configuration, read_configuration
+from resvae.training.configuration import KINDS, Configuration, numbers, read_configuration
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 FIGURES = {"error": ("error, %", 100.0), "bits_per_dim": ("bits/dim", 1.0), "loss": ("loss, nats", 1.0)}

@@ -21,12 +21,12 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from resvae.errors import ResvaeError
 from resvae.models.registry import registered
-from resvae.networks.segments import set_segment
 from resvae.storage import build, describe
 from resvae.training.callbacks import ExponentialAverage, Throughput, images_of
 from resvae.training.compiling import choose
 from resvae.training.guard import GradientGuard
-from resvae.training.memory import MIB, Kept, in_bytes
+from resvae.training.means import Means
+from resvae.training.memory import in_bytes, keep_to
 from resvae.training.muon import mark_hidden
 from resvae.training.optimizers import hyperparameters, take_over
 from resvae.training.schedule import Schedule
@@ -80,11 +80,9 @@ class LitModel(pl.LightningModule, ABC):
         self.clip_norm = clip_norm
         self.guard = GradientGuard()
         self.means = Means()
-        self.compile_choice = compile
-        self.compiles = compile is True
+        self.compiles = compile
         self._compiled: Callable[[Tensor], Any] | None = None
         self._rng: dict[str, Any] | None = None
-        self._fits = False
         self._seed = 0
         self._given: list[dict[str, Any]] = []  # of this configuration's optimiser
         self._before: list[dict[str, Any]] | None = None  # and of the checkpoint's
@@ -115,39 +113,17 @@ class LitModel(pl.LightningModule, ABC):
             )
 
     def fit_memory(self, batch_size: int, device: str) -> str | None:
-        """Let the model's chains of blocks have the segments that ``memory_budget`` needs; what was chosen, if asked.
-
-        Raises:
-            ResvaeError: no segments are short enough.
-        """
+        """Keep to ``memory_budget`` on this type of device; what was chosen, or None where there is no budget."""
         if self.memory_budget is None:
             return None
-        self._fits = True
-        x = torch.empty(batch_size, *self.image_shape, dtype=torch.uint8, device=self.device)
-        kept = Kept(self.model, self.objective, x, self._bf16(device))
-        whole, segment = kept.with_segments(None), kept.best()
-        least = kept.with_segments(segment)
-        if min(whole, least) > self.memory_budget:
-            raise ResvaeError(
-                f"memory_budget: {self.memory_budget / MIB:,.1f} MiB is not enough for the activations of {batch_size} "
-                f"images; {least / MIB:,.1f} MiB is the least"
-            )
-        segment = None if whole <= self.memory_budget else segment
-        set_segment(self.model, segment)
-        if segment is None:
-            return f"memory: about {whole / MIB:,.1f} MiB of activations"
-        return (
-            f"memory: about {least / MIB:,.1f} MiB of activations instead of {whole / MIB:,.1f}; of every {segment} "
-            "blocks that follow one another, what is inside is computed again for the gradient"
-        )
+        return keep_to(self.memory_budget, self.model, self.objective, self._batch(batch_size), self.in_bf16(device))
 
     def choose_compile(self, batch_size: int, steps: float, seconds: float | None, device: str) -> str | None:
-        """Decide for ``auto`` whether to compile a run of so many updates or seconds; what was chosen and why."""
-        if self.compile_choice != "auto":
+        """Decide for ``auto`` whether to compile a run of so many batches or seconds; what was chosen and why."""
+        if self.compiles != "auto":
             return None
-        x = torch.empty(batch_size, *self.image_shape, dtype=torch.uint8, device=self.device)
-        self.compiles, why = choose(self.model, self.objective, x, steps, seconds, device)
-        self.compile_choice = self.compiles
+        batch = self._batch(batch_size)
+        self.compiles, why = choose(self.model, self.objective, batch, steps, seconds, device)
         return why
 
     def on_fit_start(self) -> None:
@@ -156,32 +132,34 @@ class LitModel(pl.LightningModule, ABC):
         Compiling is here, so that the average, which copies the model earlier, copies no compiled graph.
         """
         self.train()
+        self.means = Means()
         self._seed = torch.initial_seed()
-        self._compiled = torch.compile(self.objective) if self.compiles else None
+        self._compiled = torch.compile(self.objective) if self.compiles is True else None
 
     def on_train_start(self) -> None:
-        """Go on with the optimiser's hyperparameters of this configuration, whatever a checkpoint had.
-
-        Keep to the budget of memory, where ``resvae fit`` has not seen to it.
-        """
+        """Keep to the budget of memory; go on with this configuration's hyperparameters, whatever a checkpoint had."""
         if self._before is not None:
             scheduler = self.lr_schedulers()
             take_over(self.trainer.optimizers[0], scheduler, self._given, self._before)
             self._before = None
         loader: Any = self.trainer.train_dataloader
-        if not self._fits and isinstance(size := getattr(loader, "batch_size", None), int):
+        if isinstance(size := getattr(loader, "batch_size", None), int):
             self.fit_memory(size, self.device.type)
 
     def compute(self, split: str, batch: Any) -> Any:
         """``objective`` of a batch: compiled in training, and in bf16 except in the test, where these are asked for."""
         x, device = images_of(batch), self.device.type
-        bf16 = self._bf16(device)
+        bf16 = self.in_bf16(device)
         function = (split == "train" and self._compiled) or self.objective
         with torch.autocast(device, torch.bfloat16, enabled=bf16 and split != "test"):
             return function(x.contiguous(memory_format=torch.channels_last))
 
-    def _bf16(self, device: str) -> bool:
+    def in_bf16(self, device: str) -> bool:
+        """Whether it computes in bf16 on this type of device."""
         return self.precision == "bf16" or (self.precision == "auto" and native_bf16(device))
+
+    def _batch(self, size: int) -> Tensor:
+        return torch.empty(size, *self.image_shape, dtype=torch.uint8, device=self.device)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the figures without what only training uses (smoothing, weights of the KL, free bits)."""
@@ -220,7 +198,7 @@ class LitModel(pl.LightningModule, ABC):
         value = norm.item()
         if self.guard.accepts(value):
             nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-            self._log_means("train", {"grad_norm": norm}, 1)
+            self.means.add("train", {"grad_norm": norm}, 1)
         else:
             optimizer.zero_grad()
 
@@ -289,6 +267,14 @@ class LitModel(pl.LightningModule, ABC):
             skipped = float(self.guard.skipped)
             self.log("train/skipped_updates", skipped, on_step=False, on_epoch=True, reduce_fx="max")
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget a validation that was interrupted."""
+        self.means.forget("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Forget a test that was interrupted."""
+        self.means.forget("test")
+
     def on_validation_epoch_end(self) -> None:
         """Log the means of the validation."""
         self.means.log(self, "val")
@@ -296,41 +282,6 @@ class LitModel(pl.LightningModule, ABC):
     def on_test_epoch_end(self) -> None:
         """Log the means of the test."""
         self.means.log(self, "test")
-
-    def _log_means(self, split: str, values: dict[str, Tensor], num: int) -> None:
-        """Count the means over a batch of ``num`` images in those over the epoch, which are logged."""
-        self.means.add(split, values, num)
-
-
-class Means:
-    """Means over batches of different sizes, kept on the device until they are logged.
-
-    Lightning's own ``log`` at every step costs more than a step of a small network.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}
-
-    def add(self, split: str, values: dict[str, Tensor], num: int) -> None:
-        """Add the means over ``num`` images, scalars."""
-        names = split, *values
-        sums = torch.stack([value.detach() for value in values.values()]).double() * num
-        if names in self._sums:
-            sums, num = self._sums[names][0] + sums, self._sums[names][1] + num
-        self._sums[names] = sums, num
-
-    def log(self, module: pl.LightningModule, split: str) -> None:
-        """Log what was added since the last time; what is logged again in the same epoch is averaged as it should."""
-        for split_of, *names in [names for names in self._sums if names[0] == split]:
-            sums, num = self._sums.pop((split_of, *names))
-            alone = module._trainer is None or module.trainer.world_size == 1
-            if split != "train" and not alone:
-                # Lightning divides by the mean number of images, rounded down. In training the numbers are equal.
-                both = torch.cat([sums, sums.new_tensor([float(num)])])
-                both = module.trainer.strategy.reduce(both, reduce_op="sum")
-                sums, num = both[:-1] / both[-1], 1
-            values = {f"{split}/{name}": value for name, value in zip(names, (sums / num).float(), strict=True)}
-            module.log_dict(values, on_step=False, on_epoch=True, batch_size=num, sync_dist=True)
 
 
 def native_bf16(device: str) -> bool:

@@ -1,6 +1,6 @@
 """How training writes and reads its checkpoints: whole or not at all, and without running code from them.
 
-Lightning's internals used here: ``ModelCheckpoint._every_n_train_steps``.
+Lightning's internals used here: ``ModelCheckpoint._every_n_train_steps`` and ``FitLoop._can_stop_early``.
 """
 
 from collections.abc import Callable
@@ -73,7 +73,7 @@ class StepCheckpoint(RunCheckpoint):
         if trainer.is_last_batch:
             return
         every = self._every_n_train_steps
-        if trainer.should_stop:
+        if trainer.should_stop and trainer.fit_loop._can_stop_early:  # no least number of updates is left
             self._every_n_train_steps, self.ended_at = 1, trainer.global_step
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._every_n_train_steps = every

@@ -88,4 +88,4 @@ class LitClassifier(LitModel):
 
     def _log(self, split: str, logits: Tensor, y: Tensor) -> None:
         error = (logits.argmax(1) != y).float().mean()
-        self._log_means(split, {"loss": F.cross_entropy(logits, y), "error": error}, len(y))
+        self.means.add(split, {"loss": F.cross_entropy(logits, y), "error": error}, len(y))

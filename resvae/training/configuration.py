@@ -1,6 +1,7 @@
 """A run's configuration: read by one parser from files, environment and options, in that order of precedence."""
 
 import functools
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,8 +120,6 @@ def parse(
         jsonargparse.ArgumentError: an unknown field, or a value that it cannot have. ResvaeError: no such file.
     """
     word = verb.split()[-1]
-    for file in files_in(arguments):
-        _refuse_file(file)
     runs = options("fit") if word not in ("fit", "validate", "test") else []
     arguments = after_files(arguments, [*_of_runs(arguments), *runs, *defaults, *options(word)])
     field = field_of(arguments)
@@ -197,29 +196,22 @@ def field_of(arguments: Sequence[str]) -> str:
     return next((field for field in KINDS if field in named and field != "vae"), "vae")
 
 
-def _refuse_file(file: str) -> None:
-    """Raise ``ResvaeError`` where a configuration file is no text, or holds no fields."""
-    path = place(file)
-    if not path.is_file():
-        return  # the parser says it
+def _read(file: str) -> tuple[Tree, bool]:
+    """What a configuration file holds, and whether a run wrote it; nothing where the parser will say what is wrong.
+
+    Raises:
+        ResvaeError: it is no text, or holds no fields.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = place(file).read_text(encoding="utf-8-sig")
+        content = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise ResvaeError(f"config: {file} is not text in UTF-8; save it as that") from error
-    except yaml.YAMLError:
-        return  # the parser says where
+    except (OSError, yaml.YAMLError):
+        return {}, False
     if not isinstance(content, dict):
         raise ResvaeError(f"config: {file} holds no fields; lines such as name: run are needed")
-
-
-def _read(file: str) -> tuple[Tree, bool]:
-    """What a configuration file holds, and whether a run wrote it; nothing where it cannot be read."""
-    try:
-        text = place(file).read_text()
-        content = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}, False  # the parser says it better
-    return content if isinstance(content, dict) else {}, WRITTEN_BY in text.partition("\n")[0]
+    return content, WRITTEN_BY in text.partition("\n")[0]
 
 
 def _model_in(content: Tree) -> Tree:
@@ -228,29 +220,35 @@ def _model_in(content: Tree) -> Tree:
 
 
 def _of_runs(arguments: Sequence[str]) -> list[str]:
-    """Options that make a run's own file mean what it meant.
-
-    Its model has the values that it had of arguments that are newer than the file (``earlier``). Its folder is where
-    the file lies, and its data are where they were seen from, from whatever folder they are looked at.
-    """
+    """Options that make a run's own file mean what it meant, wherever it lies now and from wherever it is read."""
     found: list[str] = []
     for file in files_in(arguments):
         content, written = _read(file)
-        if not written:
-            continue
-        folder, name = place(file).resolve().parent, Path(str(content.get("name")))
-        if place(file).name == CONFIG and folder.parts[-len(name.parts) :] == name.parts:
-            runs = folder.parents[len(name.parts) - 1]
-            if place(str(content.get("runs"))).resolve() != runs:
-                found.append(f"--runs={runs}")
-        data = content.get("data")
-        if isinstance(data, dict):
-            moved = located(data, folder)
-            found += [f"--data.{key}={value}" for key, value in moved.items() if data.get(key) != value]
-        for field, value in _model_in(content).items():
-            name = value.get("class_path", "").rpartition(".")[2] if isinstance(value, dict) else ""
-            known = (value.get("init_args") or {}) if name in MODELS else {}
-            earlier = MODELS[name].earlier if name in MODELS else {}
+        if written:
+            found += [*_folder(place(file), content), *_earlier(content)]
+    return found
+
+
+def _folder(file: Path, content: Tree) -> list[str]:
+    """Options for the folder of runs in which the file lies, and for data where the run saw them."""
+    found: list[str] = []
+    folder, name = file.resolve().parent, Path(str(content.get("name")))
+    if file.name == CONFIG and folder.parts[-len(name.parts) :] == name.parts:
+        runs = folder.parents[len(name.parts) - 1]
+        found += [f"--runs={runs}"] if place(str(content.get("runs"))).resolve() != runs else []
+    data = content.get("data")
+    data = data if isinstance(data, dict) else {}
+    return found + [f"--data.{key}={value}" for key, value in located(data, folder).items() if data.get(key) != value]
+
+
+def _earlier(content: Tree) -> list[str]:
+    """Options for arguments that are newer than a run's own file: the values that its model had (``earlier``)."""
+    found: list[str] = []
+    for field, value in _model_in(content).items():
+        name = value.get("class_path", "").rpartition(".")[2] if isinstance(value, dict) else ""
+        if name in MODELS:
+            known = value.get("init_args") or {}
+            earlier = MODELS[name].earlier
             found += [f"--model.{field}.init_args.{key}={old}" for key, old in earlier.items() if key not in known]
     return found
 
@@ -264,3 +262,16 @@ def leaves(tree: Tree, prefix: str = "") -> list[tuple[str, Any]]:
         else:
             pairs.append((prefix + name, value))
     return pairs
+
+
+def listed(option: str, text: str, each: str = r"\d+(-\d+)*") -> list[tuple[int, ...]]:
+    """Numbers, or numbers joined by dashes, with commas between them, each kept once; else ``ResvaeError``."""
+    parts = text.replace(" ", "").split(",")
+    if not all(re.fullmatch(each, part) for part in parts):
+        raise ResvaeError(f"{option}: {text!r} is not allowed; give numbers with commas between")
+    return list(dict.fromkeys(tuple(map(int, part.split("-"))) for part in parts))
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """``listed`` without dashes."""
+    return [number for (number,) in listed(option, text, r"\d+")]

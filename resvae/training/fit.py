@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import signal
 import sys
 import warnings
 from contextlib import nullcontext
@@ -23,7 +22,6 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from resvae.errors import ResvaeError, at_least, one_line
 from resvae.files import place, write_text
@@ -103,10 +101,7 @@ def fit(configuration: Configuration) -> None:
                 drop_rows_after(folder / "metrics.csv", resumed["global_step"])
         if writes and told:
             print("\n".join(told), flush=True)
-        try:
-            trainer.fit(model, datamodule=data, ckpt_path=path)
-        except SIGTERMException:  # with which Lightning would end as if all were well
-            raise SystemExit(128 + signal.SIGTERM) from None
+        trainer.fit(model, datamodule=data, ckpt_path=path)
         if trainer.is_global_zero:
             for callback in callbacks:
                 if isinstance(callback, Summary):
@@ -147,7 +142,7 @@ def _changes(configuration: Configuration, resumed: Checkpoint) -> list[str]:
     if configuration.values.seed_everything is True:  # a random one: the run's own
         configuration.values.seed_everything = before.values.seed_everything
     progress = resumed["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    within_epoch = not progress["is_last_batch"] and progress["current"]["ready"] > 0
+    within_epoch = progress["current"]["ready"] > 0 and not progress["is_last_batch"]
     return [f"resumed with {change}" for change in changes(configuration, before, within_epoch)]
 
 
@@ -156,11 +151,11 @@ def _chosen(model: LitModel, data: Any, trainer: pl.Trainer, values: Namespace) 
     device, time = trainer.strategy.root_device.type, values.trainer.max_time
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     if any(isinstance(callback, UnitSubset) for callback in callbacks):
-        model.compile_choice = False  # each draw is another graph
+        model.compiles = False  # each draw is another graph
     epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     steps = epochs * data.num_train / data.batch_size / trainer.world_size
     if trainer.max_steps >= 0:
-        steps = min(steps, trainer.max_steps)
+        steps = min(steps, trainer.max_steps * trainer.accumulate_grad_batches)
     seconds = None if time is None else Timer(time).time_remaining()
     chosen = [
         model.fit_memory(data.batch_size, device),

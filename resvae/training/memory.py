@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from resvae.errors import ResvaeError
-from resvae.networks.segments import chains
+from resvae.networks.segments import chains, set_segment
 
 MIB = 2**20
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
@@ -114,3 +114,31 @@ class Kept:
         """The length of segments that needs the least."""
         longest = max((len(chain) for chain in self.chains), default=1)
         return min(range(1, longest + 1), key=self.with_segments)
+
+
+def keep_to(budget: int, model: nn.Module, objective: Callable[[Tensor], Any], x: Tensor, bf16: bool) -> str:
+    """Let a model's chains have segments if its activations of a batch need more bytes; what was chosen, as a sentence.
+
+    Args:
+        budget: in bytes.
+        model, objective, x, bf16: as ``Kept`` has them.
+
+    Raises:
+        ResvaeError: no segments are short enough.
+    """
+    kept = Kept(model, objective, x, bf16)
+    whole, segment = kept.with_segments(None), kept.best()
+    least = kept.with_segments(segment)
+    if whole <= budget:
+        set_segment(model, None)
+        return f"memory: about {whole / MIB:,.1f} MiB of activations"
+    if least > budget:
+        raise ResvaeError(
+            f"memory_budget: {budget / MIB:,.1f} MiB is not enough for the activations of {len(x)} images; "
+            f"{min(whole, least) / MIB:,.1f} MiB is the least"
+        )
+    set_segment(model, segment)
+    return (
+        f"memory: about {least / MIB:,.1f} MiB of activations instead of {whole / MIB:,.1f}; of every {segment} blocks "
+        "that follow one another, what is inside is computed again for the gradient"
+    )

@@ -85,7 +85,7 @@ class LitVAE(LitModel):
         loss = -weighted_elbo(terms, kl_weight, self.free_bits).mean() + penalty
         self._log("train", terms, penalty)
         if self.kl.warmup_steps:
-            self._log_means("train", {"kl_weight": torch.tensor(kl_weight)}, len(terms.elbo))
+            self.means.add("train", {"kl_weight": torch.tensor(kl_weight)}, len(terms.elbo))
         return loss
 
     def evaluate(self, split: str, batch: Any, batch_idx: int) -> None:
@@ -104,4 +104,4 @@ class LitVAE(LitModel):
             values["bits_per_dim"] = terms.bits_per_dim.detach().mean()
         if terms.floor is not None:
             values["loss_over_floor"] = loss - terms.floor.mean()
-        self._log_means(split, values, len(terms.elbo))
+        self.means.add(split, values, len(terms.elbo))

@@ -31,7 +31,6 @@ class Summary(Callback):
     def __init__(self, folder: Path, monitor: str = "val/loss", mode: str = "min"):
         self.folder, self.monitor, self.sign = folder, monitor, -1.0 if mode == "max" else 1.0
         self._validated = False  # since the last epoch's end
-        self.within_epochs = False  # whether there are validations within an epoch
         self.best: dict[str, float] = {}
         self.summary: dict[str, Any] = {}
         self._about: dict[str, Any] = {}
@@ -84,7 +83,6 @@ class Summary(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._validated = True
-        self.within_epochs |= not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         value = metrics.get(self.monitor, math.nan) * self.sign
         if value < self.best.get("monitored", math.inf):
@@ -104,8 +102,7 @@ class Summary(Callback):
         if "val_loss" in s:
             loss, *others = _figures(s | {"loss": s["val_loss"]})
             figures = ", ".join([f"validation loss {loss} nats per image", *others])
-            update = f", update {s['step']:,}" if self.within_epochs and "step" in s else ""
-            lines.append(f"best: {figures} (epoch {s['epoch']}{update})")
+            lines.append(f"best: {figures} (epoch {s['epoch']})")
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:

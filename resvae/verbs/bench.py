@@ -16,7 +16,7 @@ from resvae.errors import ResvaeError, at_least
 from resvae.files import writable
 from resvae.progress import progress
 from resvae.provenance import origin
-from resvae.training.configuration import Configuration, parse
+from resvae.training.configuration import Configuration, numbers, parse
 
 MIB = 2**20
 SHAPES = 10  # of the model's convolutions are shown; all of them count
@@ -39,7 +39,7 @@ def main(verb: str, arguments: list[str]) -> None:
     if not own.seconds > 0:
         raise ResvaeError(f"seconds: {own.seconds} is not allowed; more than 0")
     out = None if own.out is None else writable(own.out, ".json")
-    depths, batch_sizes = (whole_numbers(name, own[name]) for name in ("depths", "batch_sizes"))
+    depths, batch_sizes = (numbers(name, own[name]) if own[name] else [] for name in ("depths", "batch_sizes"))
     report = bench(configuration, own.seconds, own.num, depths, batch_sizes, own.switches, own.loaders)
     print(report.markdown(), end="")
     if out is not None:
@@ -74,7 +74,7 @@ def bench(
     torch.backends.cudnn.benchmark = True
     training = Training(configuration, device)
     dtype = torch.bfloat16 if training.bf16 else torch.float32
-    named = {"precision": "bf16" if training.bf16 else "fp32", "compiled": training.module.compiles}
+    named = {"precision": "bf16" if training.bf16 else "fp32", "compiled": training.module.compiles is True}
     report = Report({"configuration": configuration.values.name, **named, **origin(device)})
     ceiling, sections = ceilings(training, device, dtype, seconds)
     report.sections.extend(sections)
@@ -192,17 +192,6 @@ def compared(
         f"The training step by {name}",
         [_row(name, each, ceiling, most) for each, most in zip(timed, memory, strict=True)],
     )
-
-
-def whole_numbers(option: str, text: str | None) -> list[int]:
-    """The numbers of ``28,70,100``; ``ResvaeError`` for anything else."""
-    try:
-        numbers = [int(word) for word in text.split(",")] if text else []
-    except ValueError:
-        raise ResvaeError(f"{option}: {text} is not allowed; whole numbers with commas between them") from None
-    for number in numbers:
-        at_least(1, **{option: number})
-    return numbers
 
 
 def _row(name: str, timed: Timed, ceiling: float, memory: int) -> Row:

@@ -37,7 +37,7 @@ def evaluate(
         split: train, val or test.
         out: a .json in a folder that exists; the table (.md) and a page of plots (.png) go beside it.
     """
-    to = None if out is None else writable(out, ".json")
+    written_to = None if out is None else writable(out, ".json")
     vae, network = load_as(model, ImageVAE), None
     if features != "none":
         judge = partial(load_as, kind=ResNetClassifier, field="features")
@@ -58,5 +58,5 @@ def evaluate(
         **measure,
     )
     print(report.table())
-    if to is not None:
-        print("\n".join(f"wrote {written}" for written in evaluation.write_report(report, to)))
+    if written_to is not None:
+        print("\n".join(f"wrote {each}" for each in evaluation.write_report(report, written_to)))

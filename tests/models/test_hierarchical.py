@@ -10,8 +10,8 @@ from torch.distributions import Normal
 from torch.distributions.kl import kl_divergence
 from torch.optim import Adam
 
-from resvae import ImageDataModule, LitVAE
-from resvae.models.levels import RelativeNormal
+from resvae import HierarchicalVAE, ImageDataModule, LitVAE
+from resvae.models.levels import Level, RelativeNormal
 
 # KL, ELBO and the importance-weighted bound
 
@@ -182,3 +182,18 @@ def test_latents_side_by_side_and_level_by_level_are_the_same(stochastic_depth):
     z = seeded(7, vae.sample_prior, 3)
     torch.testing.assert_close(vae.split(z), [visit.z for visit in visits])
     torch.testing.assert_close(vae.decode(z).mean, p.mean)
+
+
+def test_silent_levels_take_no_gradient_and_what_was_frozen_stays_so():
+    vae = HierarchicalVAE(
+        (2, 2), levels=(2, 2), image_shape=(1, 8, 8), widths=(4, 8), strides=(1, 2), stochastic_depth=2
+    )
+    levels = [module for module in vae.modules() if isinstance(module, Level)]
+    assert [level.posterior_net[1].weight.requires_grad for level in levels] == [True, False, True, False]
+    vae.elbo(torch.zeros(1, 1, 8, 8)).elbo.sum().backward()
+    assert all(p.grad is not None for p in vae.parameters() if p.requires_grad)
+    vae.stochastic_depth = None
+    assert all(p.requires_grad for p in vae.parameters())
+    vae.requires_grad_(False)
+    vae.stochastic_depth = 4
+    assert not any(p.requires_grad for p in vae.parameters())

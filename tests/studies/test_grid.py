@@ -13,8 +13,8 @@ from PIL import Image
 
 from resvae.cli import main
 from resvae.errors import ResvaeError
-from resvae.studies.grid import listed
 from resvae.studies.sweep import Match
+from resvae.training.configuration import listed
 
 CONFIG = (
     VAE.replace("depth: [1, 1], ", "").replace("max_epochs: 1", "max_epochs: 2").replace("num: 8", "every_n_epochs: 0")
@@ -268,6 +268,7 @@ def test_the_environment_counts_over_the_file_and_under_the_command_line(tmp_pat
 def test_ray_that_is_not_installed_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     refused(capsys, arguments(tmp_path, "depths 16", "--ray local"), "ray: it needs the extra resvae[ray]")
+    assert not (tmp_path / "s").exists()
 
 
 def test_jobs_share_the_cores_and_keep_their_output_apart(tmp_path, not_run, monkeypatch):

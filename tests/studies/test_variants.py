@@ -18,7 +18,7 @@ from resvae.studies.variants import Result, Study, Variant, curves, result
 
 
 @pytest.fixture
-def tested(not_run, monkeypatch) -> list[tuple[dict[str, Any], dict[str, str]]]:
+def measured_runs(not_run, monkeypatch) -> list[tuple[dict[str, Any], dict[str, str]]]:
     """Runs that only say that they have ended, and test images on which the n-th of them errs n times in ten."""
 
     def measured(run: Path, variant: str, depth: int, seed: int) -> Result:
@@ -89,10 +89,10 @@ def test_a_vae_is_measured_in_bits(tmp_path, one, in_process):
     assert measured.figures["test/bits_per_dim"] == pytest.approx(float(row["test bits/dim"]))
 
 
-def test_seeds_are_one_row_and_published_figures_stand_beside_cifar10(tmp_path, tested):
+def test_seeds_are_one_row_and_published_figures_stand_beside_cifar10(tmp_path, measured_runs):
     assert main(arguments(tmp_path, "20,14", "--seeds 0,3")) == 0
-    assert len(tested) == 12
-    last = tested[-1][0]
+    assert len(measured_runs) == 12
+    last = measured_runs[-1][0]
     block = last["model"]["classifier"]["init_args"]["block"]
     assert (last["model"]["classifier"]["init_args"]["depth"], last["seed_everything"]) == (14, 3)
     assert (block["merge"], block["gate_bias"], block["residual_scale"]) == ("highway", -1.4, 1.0)
@@ -108,7 +108,7 @@ def test_seeds_are_one_row_and_published_figures_stand_beside_cifar10(tmp_path, 
     assert {path.name for path in tmp_path.glob("s/*.png")} == {"degradation.png", "degradation_curves.png"}
 
 
-def test_a_run_that_was_trained_again_is_tested_again(tmp_path, tested):
+def test_a_run_that_was_trained_again_is_tested_again(tmp_path, measured_runs):
     command = arguments(tmp_path, "8")
     assert main(command) == 0
     again = tmp_path / "s/highway_depth_0008_seed_0"
@@ -118,7 +118,7 @@ def test_a_run_that_was_trained_again_is_tested_again(tmp_path, tested):
     assert [float(row["test error, %"]) for row in table(tmp_path)] == [10.0, 20.0, 40.0]
 
 
-def test_what_has_not_ended_is_not_in_the_table(tmp_path, tested, instead, capsys):
+def test_what_has_not_ended_is_not_in_the_table(tmp_path, measured_runs, instead, capsys):
     command = arguments(tmp_path, "8")
     (tmp_path / "s/residual_depth_0008_seed_0").mkdir(parents=True)
     ends = processes.subprocess.Popen
@@ -133,7 +133,7 @@ def test_what_has_not_ended_is_not_in_the_table(tmp_path, tested, instead, capsy
     instead(end)
     assert main(command) == 0
     assert [row["network"] for row in table(tmp_path)] == ["plain", "residual", "highway"]
-    assert len(tested) == 3
+    assert len(measured_runs) == 3
 
 
 @pytest.mark.parametrize(
@@ -145,11 +145,11 @@ def test_what_has_not_ended_is_not_in_the_table(tmp_path, tested, instead, capsy
         ("--config none.yaml", "none.yaml does not exist"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_a_line(tmp_path, tested, capsys, more, told):
+def test_what_does_not_fit_is_refused_in_a_line(tmp_path, measured_runs, capsys, more, told):
     assert main(arguments(tmp_path, "8")) == 0
     before = (tmp_path / "s/degradation.md").read_text()
     refused(capsys, arguments(tmp_path, "8", more), told)
-    assert len(tested) == 3
+    assert len(measured_runs) == 3
     assert (tmp_path / "s/degradation.md").read_text() == before
 
 

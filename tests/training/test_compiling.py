@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from helpers_runs import command
 
+from resvae.cli import main
 from resvae.models import VAE
 from resvae.training import compiling
 from resvae.training.module import LitVAE
@@ -63,7 +65,29 @@ def test_what_is_given_stays(given):
 
 def test_auto_is_decided_once():
     module = LitVAE(VAE(16, **SMALL))
-    assert module.compiles is False
+    assert module.compiles == "auto"
     assert str(module.choose_compile(64, 10, None, "cpu")).startswith("not compiled")
     assert module.choose_compile(64, math.inf, None, "cpu") is None
     assert module.compiles is False
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "seconds"),
+    [
+        ("--trainer.max_epochs 5", 15, None),
+        ("--trainer.max_epochs 5 --trainer.max_steps 4", 4, None),
+        ("--trainer.max_steps 4 --trainer.accumulate_grad_batches 2 --trainer.max_epochs 5", 8, None),
+        ("--trainer.max_epochs -1 --trainer.max_time 00:00:00:02", math.inf, 2),
+    ],
+)
+def test_fit_tells_how_long_a_run_will_be(tmp_path, monkeypatch, capsys, options, steps, seconds):
+    asked = []
+
+    def noted(self, *of_run):
+        asked.append(of_run)
+        return "chosen so"
+
+    monkeypatch.setattr(LitVAE, "choose_compile", noted)
+    assert main(command(tmp_path, options)) == 0
+    assert asked == [(64, steps, seconds if seconds is None else pytest.approx(seconds), "cpu")]
+    assert "chosen so\n" in capsys.readouterr().out

@@ -136,6 +136,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(there, capsys, arguments, 
 def test_the_environment_chooses_a_classifier_too(there, monkeypatch, capsys):
     monkeypatch.setenv("RESVAE_FIT__MODEL__CLASSIFIER__DEPTH", "9")
     refused(capsys, ["fit", "--runs", "new"], "depth: 9")
+    assert not Path("new").exists()
 
 
 def test_help_is_the_classifiers_where_the_configuration_is(there, capsys):

@@ -18,7 +18,7 @@ from resvae.models import VAE
 from resvae.networks import BlockConfig
 from resvae.probability import KlSchedule, weighted_elbo
 from resvae.storage import load, save
-from resvae.training.base import Means
+from resvae.training.means import Means
 from resvae.training.module import LitVAE
 from resvae.training.schedule import Schedule
 from resvae.training.summary import Summary
@@ -201,7 +201,7 @@ def test_means_are_over_images_however_large_the_batches_and_however_often_they_
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
             self.means = Means() if batch_idx == 0 else self.means
-            self._log_means("train", {"loss": torch.tensor(batch_idx + 1.0)}, len(batch[0]))
+            self.means.add("train", {"loss": torch.tensor(batch_idx + 1.0)}, len(batch[0]))
             return loss
 
         def on_train_batch_end(self, outputs, batch, batch_idx):
@@ -215,6 +215,26 @@ def test_means_are_over_images_however_large_the_batches_and_however_often_they_
     train(model, ImageDataModule("digits", batch_size=40, validation=50, limit=96), watch)
     sizes = [40, 40, 16]
     assert watch.mean == pytest.approx(sum((i + 1) * n for i, n in enumerate(sizes)) / sum(sizes))
+
+
+def test_an_interrupted_validation_is_forgotten():
+    class Stop(Exception):
+        """Of this test alone."""
+
+    model, trainer = tiny(), pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    data = ImageDataModule("digits", batch_size=32, validation=100, limit=96)
+    whole = trainer.validate(model, data, verbose=False)
+    evaluate = model.evaluate
+
+    def interrupted(split, batch, batch_idx):
+        evaluate(split, batch, batch_idx)
+        raise Stop
+
+    model.evaluate = interrupted
+    with pytest.raises(Stop):
+        trainer.validate(model, data, verbose=False)
+    model.evaluate = evaluate
+    assert trainer.validate(model, data, verbose=False) == whole
 
 
 def test_how_often_one_validates_does_not_change_training():
