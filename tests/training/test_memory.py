@@ -51,6 +51,32 @@ def test_what_is_kept_is_counted_as_it_is(segment, bf16):
     assert 0.8 * counted < peak_memory(step, CPU) < 1.35 * counted + weights
 
 
+def test_a_chain_in_segments_keeps_their_inputs_and_the_inside_of_one():
+    class Block(torch.nn.Module):
+        """Keeps its input's square and, for that, its input: 8 bytes a number."""
+
+        def forward(self, x):
+            return x.square().exp()
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.blocks = torch.nn.Parameter(torch.ones(1000)), Blocks(*(Block() for _ in range(6)))
+
+        def forward(self, x):
+            return self.blocks(x[:1, 0, 0] * self.weight)
+
+    model, x = Model(), torch.zeros(1, 1, 1, 1000, dtype=torch.uint8)
+    kept = Kept(model, model, x, False)
+    inside = sum(size for chain in kept.chains for size, _ in chain)
+    assert all(size == 4000 for chain in kept.chains for _, size in chain)
+    outside = kept.total - inside
+    for segment, num in ((1, 6), (2, 3), (3, 2), (4, 2), (6, 1)):
+        inner = max(sum(size for size, _ in kept.chains[0][i : i + segment]) for i in range(0, 6, segment))
+        assert kept.with_segments(segment) == outside + num * 4000 + inner
+    assert inside >= 6 * 4000
+
+
 @pytest.mark.parametrize(
     "module",
     [
