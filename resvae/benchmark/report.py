@@ -70,7 +70,7 @@ def _plot(sections: Sequence[Section], path: Path) -> None:
     for axes, section in zip(panels, sections, strict=True):
         name, *keys = section.rows[0]
         key = next(key for key in keys if isinstance(section.rows[0][key], float))
-        rows = section.rows[::-1]
+        rows = [row for row in section.rows[::-1] if key in row]  # of one unit
         bars = axes.barh([str(row[name]) for row in rows], [row[key] for row in rows], height=0.7)
         axes.bar_label(bars, [_cell(key, row[key]) for row in rows], padding=3, fontsize=8)
         axes.set_title(f"{section.title}: {key}", loc="left", fontsize=10)

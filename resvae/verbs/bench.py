@@ -115,9 +115,9 @@ def ceilings(
     *convolutions, matrix, memory = timed
     fastest = max(convolutions, key=lambda each: each.flops_per_second)
     machine = [
-        {"what": f"3x3 convolution, forward and backward; {fastest.case.name}", **_flops(fastest)},
+        {"what": f"convolution, forward and backward; {fastest.case.name}", **_flops(fastest)},
         {"what": matrix.case.name, **_flops(matrix)},
-        {"what": f"{memory.case.name}: GB/s read and written", **_flops(memory)},
+        {"what": f"{memory.case.name}, read and written", "GB/s": memory.flops_per_second / 1e9, **_spread(memory)},
     ]
     counts = training.convolutions()
     own = take_turns([convolution(shape, device, dtype) for shape in counts], device, seconds)
