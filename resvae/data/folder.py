@@ -1,30 +1,25 @@
 """A folder of image files."""
 
-import hashlib
-import json
 import os
 import warnings
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from resvae.data.layout import EXTENSIONS, Layout, layout_of
 from resvae.data.sources import Images, Request, Source, split_off
+from resvae.data.store import Contents, gather
 from resvae.errors import ResvaeError
-from resvae.files import write_atomically
 from resvae.progress import progress
 
 NEEDS_PATH = True
-CACHE = ".resvae"  # the folder of the caches, in the folder of the images
-VERSION = 1  # of what a cache holds
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 SIXTEEN = 257  # 65535 / 255
 WHITE = 255
@@ -36,8 +31,8 @@ def read(request: Request) -> Source:
     layout = layout_of(path)
     if not any(layout.files.values()):
         raise ResvaeError(f"data.path: {path} holds no images; these types are read: {', '.join(EXTENSIONS)}")
-    sets, notes = _cached(layout, request) if request.cache else _pictures(layout, request)
-    if empty := [split for split, images in sets.items() if not len(images.x)]:
+    sets, notes = _gathered(layout, request)
+    if empty := [split for split, images in sets.items() if not len(images.y)]:
         raise ResvaeError(f"data.path: {path}: the {empty[0]} split holds no images")
     notes = [_brief(layout, sets), *layout.notes, *notes]
     if len(sets) == 1:
@@ -71,36 +66,53 @@ def _brief(layout: Layout, sets: dict[str, Images]) -> str:
     return text
 
 
-def _pictures(layout: Layout, request: Request) -> tuple[dict[str, Images], list[str]]:
+def _gathered(layout: Layout, request: Request) -> tuple[dict[str, Images], tuple[str, ...]]:
     """The images of each split, and sentences on what was met in them."""
     files = [(split, file, name) for split, each in layout.files.items() for file, name in each.items()]
-    pixels: np.ndarray | None = None
     kept: list[int] = []  # places in ``files``
-    grey, facts = True, Counter[str]()
-    for i, picture in enumerate(_read_all([file for _, file, _ in files], request)):
-        if picture is None:
-            facts["left out, as they cannot be read"] += 1
-            continue
-        if pixels is None:
-            pixels = np.empty((len(files), *picture.pixels.shape), np.uint8)
-        if picture.pixels.shape != pixels.shape[1:]:
-            sizes = ["x".join(map(str, shape[:2])) for shape in (picture.pixels.shape, pixels.shape[1:])]
-            other = files[kept[0]][1].name
-            raise ResvaeError(
-                f"data.path: {files[i][1]} is {sizes[0]}, others such as {other} are {sizes[1]}; set data.image_size"
-            )
-        pixels[len(kept)] = picture.pixels
-        kept.append(i)
-        grey &= picture.grey
-        facts.update(picture.met)
-    if pixels is None:
-        raise ResvaeError(f"data.path: {layout.root} holds no images that can be read")
-    x = torch.from_numpy(pixels[: len(kept), :, :, : 1 if grey else 3].transpose(0, 3, 1, 2).copy())
-    y = torch.tensor([layout.classes.get(files[i][2], 0) for i in kept])
-    nums = Counter(files[i][0] for i in kept)  # the splits stand one after another
-    parts = zip(layout.files, *(each.split([nums[split] for split in layout.files]) for each in (x, y)), strict=True)
-    notes = [f"{count:,} images {fact}" for fact, count in facts.most_common()]
-    return {split: Images(*part) for split, *part in parts}, notes
+    grey, facts = [True], Counter[str]()
+
+    def parts() -> Iterator[np.ndarray]:
+        shape = None
+        for i, picture in enumerate(_read_all([file for _, file, _ in files], request)):
+            if picture is None:
+                facts["left out, as they cannot be read"] += 1
+                continue
+            shape = shape or picture.pixels.shape
+            if picture.pixels.shape != shape:
+                sizes = ["x".join(map(str, each[:2])) for each in (picture.pixels.shape, shape)]
+                other = files[kept[0]][1].name
+                raise ResvaeError(
+                    f"data.path: {files[i][1]} is {sizes[0]}, others such as {other} are {sizes[1]}; "
+                    "set data.image_size"
+                )
+            kept.append(i)
+            grey[0] &= picture.grey
+            facts.update(picture.met)
+            yield picture.pixels.transpose(2, 0, 1)[None]
+        if not kept:
+            raise ResvaeError(f"data.path: {layout.root} holds no images that can be read")
+
+    def contents() -> Contents:
+        nums = Counter(files[i][0] for i in kept)
+        labels = np.array([layout.classes.get(files[i][2], 0) for i in kept], np.int64)
+        notes = tuple(f"{count:,} images {fact}" for fact, count in facts.most_common())
+        return Contents({split: nums[split] for split in layout.files}, labels, 1 if grey[0] else 3, notes)
+
+    shape = (len(files), 3, *_size([file for _, file, _ in files], request.image_size))
+    return gather(request, layout.root, _key(layout, request), shape, parts, contents)
+
+
+def _size(files: list[Path], size: int | None) -> tuple[int, int]:
+    """The height and width of the first image that can be opened, once it is scaled; 0 where there is none."""
+    from PIL import Image
+
+    if size is not None:
+        return size, size
+    for file in files:
+        with suppress(Exception), Image.open(file) as picture:  # decoders of broken files raise anything
+            return picture.height, picture.width
+    return 0, 0
 
 
 @dataclass(frozen=True)
@@ -181,46 +193,13 @@ def _decoded(name: Path, size: int | None) -> Picture:
     return Picture(np.asarray(picture), mode in GREY, met)
 
 
-def _cached(layout: Layout, request: Request) -> tuple[dict[str, Images], list[str]]:
-    """What ``_pictures`` gives, from a file where it was written before, if nothing has changed since."""
-    key = _key(layout, request)
-    path = layout.root / CACHE / f"{key}.npz"
-    if path.is_file():
-        try:
-            return _stored(path, layout)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
-            warnings.warn(f"{path} is damaged; the images are read again", stacklevel=2)
-    sets, notes = _pictures(layout, request)
-    arrays = {f"{split}_x": images.x.numpy() for split, images in sets.items()}
-    arrays |= {f"{split}_y": images.y.numpy() for split, images in sets.items()}
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, notes=np.array(json.dumps(notes)), **arrays)  # pyright: ignore[reportArgumentType]
-
-    try:
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, write)
-    except OSError as error:
-        warnings.warn(f"{path} cannot be written ({error.strerror}); the images will be read again", stacklevel=2)
-    return sets, notes
-
-
-def _stored(path: Path, layout: Layout) -> tuple[dict[str, Images], list[str]]:
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {split: (stored[f"{split}_x"], stored[f"{split}_y"]) for split in layout.files}
-        notes = json.loads(str(stored["notes"]))
-    return {split: Images(*map(torch.from_numpy, pair)) for split, pair in arrays.items()}, notes
-
-
-def _key(layout: Layout, request: Request) -> str:
-    """Names the files with their sizes and times, and how they are read."""
-    entries: list[Sequence[Any]] = [(VERSION, request.image_size, request.on_corrupt, layout.classes)]
+def _key(layout: Layout, request: Request) -> list[Any]:
+    """The files with their sizes and times, and how they are read."""
+    entries: list[Any] = [request.image_size, request.on_corrupt, layout.classes]
     for split, files in layout.files.items():
         for file, name in files.items():
-            try:
-                stat = file.stat()
-                entries.append((split, str(file.relative_to(layout.root)), name, stat.st_size, stat.st_mtime_ns))
-            except OSError:  # a link to nothing
-                entries.append((split, str(file.relative_to(layout.root)), name))
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+            entry = [split, str(file.relative_to(layout.root)), name]
+            with suppress(OSError):  # a link to nothing
+                entry += [file.stat().st_size, file.stat().st_mtime_ns]
+            entries.append(entry)
+    return entries

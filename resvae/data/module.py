@@ -1,6 +1,7 @@
 """Batches of images for Lightning, gathered and augmented as a whole; seed and epoch alone decide their order."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from resvae.data.sets import ImageSets, Split
 from resvae.data.sources import Images
 from resvae.errors import at_least
 
+ROWS = 8192  # numbers of images that are made at once
 Batch = tuple[Tensor, Tensor]  # x uint8 [B, C, H, W], y int64 [B]
 
 
 class ImageDataset(Dataset[Batch]):
-    """Images in memory, in whole batches. ``crop_padding`` and ``flip`` are those of ``ImageDataModule``.
+    """Images in whole batches. ``crop_padding`` and ``flip`` are those of ``ImageDataModule``.
 
     The augmentation depends only on ``seed``, ``epoch`` and the first index of the batch, not on the number of workers
     or other random numbers.
@@ -34,7 +36,7 @@ class ImageDataset(Dataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         """The batch of these indices: x uint8 ``[B, C, H, W]``, y int64 ``[B]``."""
         # numpy: torch would split this small work over threads, which costs more than it saves on busy cores
-        x = self.images.x.numpy()[indices]
+        x = self.images.pixels(indices)
         rng = np.random.default_rng((self.seed, self.epoch, indices[0]))
         if self.crop_padding:
             x = random_crop(x, self.crop_padding, rng)
@@ -68,7 +70,12 @@ class EpochSampler(DistributedSampler[int]):
         self.start = start
 
     def __iter__(self) -> Iterator[int]:
-        return iter(list(super().__iter__())[self.start() :])
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.images), generator=generator)
+        # as torch's own, whose list of numbers takes forty bytes for each image
+        full = order.repeat(-(-self.total_size // len(order)))[: self.total_size]
+        share = full[self.rank :: self.num_replicas][self.start() :]
+        return chain.from_iterable(part.tolist() for part in share.split(ROWS))
 
     def set_epoch(self, epoch: int) -> None:
         """Start an epoch: Lightning calls this."""
@@ -127,7 +134,7 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
         eval_batch_size: images per batch of validation and test; default: twice ``batch_size``.
         crop_padding: in training, pad by this many zeros and crop at random; 0: do not crop.
         flip: in training, mirror half of the images at random.
-        num_workers: number of loading processes; 0 is fastest, because all images are in memory.
+        num_workers: number of loading processes; 0 is fastest where all images are in memory.
         **sets: the other arguments of ``ImageSets``.
     """
 

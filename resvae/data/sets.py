@@ -19,9 +19,9 @@ class ImageSets:
 
     Args:
         name: ``cifar10``, ``cifar100``, ``svhn``, ``mnist``, ``fashion_mnist``, ``digits`` (scikit-learn's, which needs
-            no network), ``folder``, ``npz``.
+            no network), ``folder``, ``npz``, ``imagenet`` (the published batches of ImageNet at 32x32 or 64x64).
         root: the folder of downloaded sets.
-        path: the folder or the .npz. A folder may hold ``train/``, ``val/`` (or ``valid/``, ``validation/``) and
+        path: the folder or the .npz. A ``folder`` may hold ``train/``, ``val/`` (or ``valid/``, ``validation/``) and
             ``test/``; without them every tenth image is a test image. Class subfolders give the labels if every image
             is in one. An .npz holds ``images`` (uint8) and optionally
             ``labels``, ``test_images`` and ``test_labels``.
@@ -34,8 +34,10 @@ class ImageSets:
         on_corrupt: ``refuse`` or ``skip`` a file that cannot be read.
         download: whether to download what is missing.
         limit: use only this many training images; ``seed`` decides which.
-        cache: keep the images of a folder in one file in its ``.resvae/``, which is used for as long as no image of the
-            folder changes.
+        cache: keep the images of ``path`` in one file in ``.resvae/`` there, which is used for as long as none of them
+            changes.
+        memory_share: the share of the machine's memory that the images of ``path`` may take. A larger set is always
+            kept in such a file, and read from it batch by batch.
 
     Raises:
         ResvaeError: a value out of its range; on first use, a source that cannot be read, downloaded or split.
@@ -54,9 +56,10 @@ class ImageSets:
         download: bool = True,
         limit: int | None = None,
         cache: bool = False,
+        memory_share: float = 0.5,
     ):
         at_least(1, **{"data.limit": limit, "data.image_size": image_size})
-        at_least(0, **{"data.seed": seed})
+        at_least(0, **{"data.seed": seed, "data.memory_share": memory_share})
         if protocol not in ("split", "test_as_validation"):
             raise ResvaeError(f"data.protocol: {protocol!r} is not allowed; split or test_as_validation")
         if on_corrupt not in ("refuse", "skip"):
@@ -69,7 +72,7 @@ class ImageSets:
         root, path = str(place(root)), None if path is None else str(place(path))
         if path is not None and not Path(path).exists():
             raise ResvaeError(f"data.path: {path} does not exist")
-        self._request = Request(name, root, path, image_size, on_corrupt, download, cache)
+        self._request = Request(name, root, path, image_size, on_corrupt, download, cache, memory_share)
         self._read = source.read
         self.name, self.root, self.seed = name, root, seed
         self.validation, self.protocol, self.limit = validation, protocol, limit
@@ -85,8 +88,9 @@ class ImageSets:
             self._notes = source.notes
             train, test, validation = source.train, source.test, source.val
             if (size := self._request.image_size) is not None:
-                train, test = (Images(resized(part.x, size), part.y) for part in (train, test))
-                validation = validation and Images(resized(validation.x, size), validation.y)
+                train, test, validation = (part and _resized(part, size) for part in (train, test, validation))
+            assert train is not None
+            assert test is not None
             a, b = (tuple(part.x.shape[1:]) for part in (train, test))
             if a != b:
                 raise ResvaeError(f"data.path: training images are {a}, test images {b}; shapes must be equal")
@@ -105,13 +109,13 @@ class ImageSets:
             self._sets = {"train": train.take(order[: self.limit]), "val": validation, "test": test}
         return self._sets[name]
 
-    def images(self, split: Split) -> Tensor:
-        """All images of a split, uint8 ``[N, C, H, W]``, without augmentation."""
-        return self.split(split).x
+    def images(self, split: Split, num: int | None = None) -> Tensor:
+        """The first ``num`` images of a split, or all, uint8 ``[N, C, H, W]``, without augmentation."""
+        return torch.from_numpy(self.split(split).pixels(slice(num)))
 
-    def labels(self, split: Split) -> Tensor:
-        """All labels of a split, int64 ``[N]``."""
-        return self.split(split).y
+    def labels(self, split: Split, num: int | None = None) -> Tensor:
+        """The first ``num`` labels of a split, or all, int64 ``[N]``."""
+        return self.split(split).y[:num]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -122,7 +126,7 @@ class ImageSets:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of the images."""
-        c, h, w = self.images("train").shape[1:]
+        c, h, w = self.split("train").x.shape[1:]
         return c, h, w
 
     @property
@@ -144,3 +148,8 @@ class ImageSets:
     def num_test(self) -> int:
         """Number of test images."""
         return len(self.labels("test"))
+
+
+def _resized(images: Images, size: int) -> Images:
+    # what is in a file has its size from there
+    return Images(resized(images.x, size), images.y) if isinstance(images.x, Tensor) else images

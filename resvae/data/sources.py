@@ -1,6 +1,7 @@
 """The sources of images by name, each read into uint8 tensors, and what they share."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -8,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resvae.errors import ResvaeError
+
+if TYPE_CHECKING:
+    from resvae.data.store import Stored
 
 # Each name, and the module of this package whose function ``read`` takes a request to a training and a test set.
 SOURCES = {
@@ -19,20 +23,25 @@ SOURCES = {
     "digits": "digits",
     "folder": "folder",
     "npz": "npz",
+    "imagenet": "imagenet",
 }
 TEST_EVERY = 10  # without a test set, every tenth image becomes a test image
 
 
 @dataclass(frozen=True)
 class Images:
-    """``x`` uint8 ``[N, C, H, W]`` and ``y`` int64 ``[N]``."""
+    """``x`` uint8 ``[N, C, H, W]``, in memory or in a file, and ``y`` int64 ``[N]``."""
 
-    x: Tensor
+    x: "Tensor | Stored"
     y: Tensor
 
     def take(self, index: Tensor | slice) -> "Images":
         """The images and labels at ``index``, in its order."""
         return Images(self.x[index], self.y[index])
+
+    def pixels(self, indices: list[int] | slice = slice(None)) -> np.ndarray:
+        """The images at ``indices``, ``[n, C, H, W]``; of a slice in memory, a view."""
+        return self.x.numpy()[indices] if isinstance(self.x, Tensor) else self.x.read(indices)
 
 
 @dataclass(frozen=True)
@@ -55,11 +64,14 @@ class Request:
     image_size: int | None
     on_corrupt: str
     download: bool
-    cache: bool = False
+    cache: bool
+    memory_share: float
 
 
 def resized(x: Tensor, size: int) -> Tensor:
     """uint8 ``[N, C, H, W]`` to ``size`` x ``size``: longer sides are averaged down, shorter ones padded with zeros."""
+    if x.shape[-2:] == (size, size):
+        return x
     height, width = (min(side, size) for side in x.shape[-2:])
     if (height, width) != x.shape[-2:]:
         parts = [F.interpolate(part.float(), (height, width), mode="area") for part in x.split(4096)]
@@ -83,7 +95,8 @@ def channels_first(array: np.ndarray, where: str) -> Tensor:
 
 def split_off(images: Images, every: int = TEST_EVERY) -> Source:
     """Make every tenth image, or every ``every``-th, a test image."""
-    if len(images.x) < every:
-        raise ResvaeError(f"data: {len(images.x)} images are too few; at least {every} are needed to make a test set")
-    test = torch.arange(len(images.x)) % every == every - 1
+    if len(images.y) < every:
+        raise ResvaeError(f"data: {len(images.y)} images are too few; at least {every} are needed to make a test set")
+    test = torch.zeros(len(images.y), dtype=torch.bool)
+    test[every - 1 :: every] = True
     return Source(images.take(~test), images.take(test))

@@ -39,7 +39,7 @@ class Asked:
         """The measured images ``[N, C, H, W]``, uint8, and their labels ``[N]``."""
         if self.sets is None:
             raise ResvaeError("images: batches are not allowed with features, a probe or neighbours; give an ImageSets")
-        return self.sets.images(self.split)[: self.num], self.sets.labels(self.split)[: self.num]
+        return self.sets.images(self.split, self.num), self.sets.labels(self.split, self.num)
 
     def train(self, num: int | None = None) -> tuple[Tensor, Tensor]:
         """The first ``num`` training images and their labels; all by default."""
@@ -47,7 +47,7 @@ class Asked:
         if self.split == "train":
             raise ResvaeError("split: train is not allowed with a probe or neighbours, which hold images against it")
         assert self.sets is not None
-        return self.sets.images("train")[:num], self.sets.labels("train")[:num]
+        return self.sets.images("train", num), self.sets.labels("train", num)
 
 
 @dataclass(frozen=True)

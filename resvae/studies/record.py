@@ -54,7 +54,7 @@ def subject(source: str, num: int, split: Split = "test", **images: Any) -> Subj
     device = next(model.parameters()).device
     found = data_of(source, image_shape=model.image_shape, **images)
     model.check_labels(found.labels(split), found.name)
-    x, y = found.images(split)[:num], found.labels(split)[:num]
+    x, y = found.images(split, num), found.labels(split, num)
     weights = fingerprint(model)
     return Subject(
         source,

@@ -170,7 +170,7 @@ class ImageGrids(Callback):
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         with isolated(vae, 0) as device:
             samples = vae.sample(self.num)
-            originals = data.images("val")[: self.num].to(device)
+            originals = data.images("val", self.num).to(device)
             pairs = beside(to_unit(originals, vae.image_shape), vae.reconstruct(originals))
         grids = {"samples": (samples, None), "reconstructions": (pairs, 8)}
         self.latest = []

@@ -16,5 +16,5 @@ def first_images(vae: Any, model: str, num: int, split: Split = "test", **where:
         split: train, val or test.
     """
     at_least(1, num=num)
-    images = data_of(model, image_shape=vae.image_shape, **where).images(split)
-    return images[:num].to(next(vae.parameters()).device)
+    images = data_of(model, image_shape=vae.image_shape, **where).images(split, num)
+    return images.to(next(vae.parameters()).device)
