@@ -1,6 +1,5 @@
 """A residual VAE whose decoder's depth is depth in latent levels."""
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -261,10 +260,14 @@ class HierarchicalVAE(ImageVAE):
         return lambda level, prior, posterior: prior.mean + factors[level] * (prior.sample() - prior.mean)
 
 
-def runs(stage: nn.Module) -> Iterator[Level | list[nn.Module]]:
+def runs(stage: nn.Module) -> list[Level | list[nn.Module]]:
     """The levels of a stage, each alone, and between them the blocks that follow one another."""
-    for is_level, modules in itertools.groupby(stage.children(), lambda module: isinstance(module, Level)):
-        if is_level:
-            yield from modules  # pyright: ignore[reportReturnType]
+    found: list[Level | list[nn.Module]] = []
+    for module in stage.children():  # ``itertools.groupby`` would cut a compiled graph in pieces
+        if isinstance(module, Level):
+            found.append(module)
+        elif found and isinstance(found[-1], list):
+            found[-1].append(module)
         else:
-            yield list(modules)
+            found.append([module])
+    return found

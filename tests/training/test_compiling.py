@@ -1,14 +1,17 @@
 """What ``compile: auto`` decides, and why."""
 
 import math
+import warnings
 
 import pytest
 import torch
 from helpers_runs import command
 
 from resvae.cli import main
-from resvae.models import VAE
+from resvae.models import VAE, HierarchicalVAE, ReferenceVAE, ResNetClassifier
+from resvae.networks.segments import set_segment
 from resvae.training import compiling
+from resvae.training.classifier import LitClassifier
 from resvae.training.module import LitVAE
 
 SMALL = {"image_shape": (1, 8, 8), "widths": (8, 16), "strides": (1, 2)}
@@ -54,6 +57,27 @@ def test_the_expected_time_is_that_of_the_work():
     layer = torch.nn.Conv2d(1, 2, 3)
     expected = 1000 * 3 * 2 * 64 * 36 * 2 * 9 / 1e11
     assert compiling.expected_seconds(layer, lambda x: layer(x.float()), X, 1000, "cpu") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        LitVAE(VAE(16, **SMALL, likelihood="discretized_mixture")),
+        LitVAE(VAE(28, **SMALL, patch=2, likelihood="subpixel_mixture")),
+        LitVAE(HierarchicalVAE((2, 2), **SMALL, levels=(1, 2), likelihood="subpixel_mixture")),
+        LitVAE(HierarchicalVAE((1, 2), **SMALL, levels=(1, 2), level_block=False), memory_budget="1MiB"),
+        LitVAE(ReferenceVAE(28, latent_dim=2)),
+        LitClassifier(ResNetClassifier(depth=8, image_shape=(1, 8, 8))),
+    ],
+    ids=["vae", "subpixel", "hierarchical", "budget", "reference", "classifier"],
+)
+def test_the_compiled_objective_is_one_graph(module):
+    set_segment(module.model, 1 if module.memory_budget else None)
+    x = torch.zeros(4, *module.image_shape, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own
+        found = torch._dynamo.explain(module.objective)(x)
+    assert (found.graph_count, found.break_reasons) == (1, [])
 
 
 @pytest.mark.parametrize("given", [True, False])
