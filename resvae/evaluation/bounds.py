@@ -87,7 +87,7 @@ class Bounds(Measure):
             self._left -= len(x)
         self._active.update(model.shift(x))
 
-    def finish(self, samples: Tensor) -> Found:
+    def finish(self) -> Found:
         """The means over all images, and the number of active units."""
         terms, bound = self._terms, torch.cat(self._bounds, 1)
         elbo, kl = _mean(t.elbo for t in terms).item(), _mean(t.kl for t in terms)

@@ -28,7 +28,7 @@ class Classification(Measure):
         self._logits.append(self.asked.model(x).cpu())
         self._labels.append(y.cpu())
 
-    def finish(self, samples: Tensor) -> Found:
+    def finish(self) -> Found:
         """The share of errors and the cross-entropy."""
         logits, y = torch.cat(self._logits), torch.cat(self._labels)
         self.asked.model.check_labels(y, self.asked.sets.name if self.asked.sets else "the batches")

@@ -39,11 +39,24 @@ def distances(
     ``real`` and ``generated`` are batches of images as the network ``features`` takes them, on its device; it turns
     them into vectors ``[B, F]``. ``seed`` is that of KID's subsets. Fewer than two images raise ``ResvaeError``.
     """
+    a, b = ([embedded(features, x) for x in batches] for batches in (real, generated))
+    return between(a, b, name, seed)
+
+
+def embedded(features: nn.Module, x: Tensor) -> Tensor:
+    """The features ``[B, F]`` of images."""
+    with isolated(features, 0):
+        return features(x)
+
+
+def between(real: list[Tensor], generated: list[Tensor], name: str, seed: int) -> Distances:
+    """As ``distances``, of batches of features."""
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    with isolated(features, seed):
-        a, b = (torch.cat([features(x) for x in batches]) for batches in (real, generated))
+    a, b = (torch.cat(part) if part else torch.zeros(0, 1) for part in (real, generated))
+    with torch.random.fork_rng(devices=[a.device] if a.is_cuda else []):
+        torch.manual_seed(seed)
         subset = min(KID_SUBSET, len(a), len(b))
         if subset < 2:
             raise ResvaeError(f"images: {len(a)} real and {len(b)} generated are not allowed; at least 2 of each")
@@ -68,16 +81,21 @@ class GeneratedDistances(Measure):
         super().__init__(asked)
         if asked.features is not None:
             self.generated = asked.num_generated or len(asked.tested()[0])
+        self._made: list[Tensor] = []
 
-    def finish(self, samples: Tensor) -> Found:
+    def sampled(self, x: Tensor) -> None:
+        """Keep the features of the samples, not the samples."""
+        if self.asked.features is not None:
+            self._made.append(embedded(self.asked.features[1], x))
+
+    def finish(self) -> Found:
         """FID and KID between the measured images and the samples."""
         if self.asked.features is None:
             return Found({"distances": None})
         name, network = self.asked.features
         device = self.asked.device
-        real = (x.to(device) for x in self.asked.track(self.asked.tested()[0].split(BATCH), "features"))
-        made = (x.to(device) for x in samples[: self.generated].split(BATCH))
-        d = distances(network, real, made, name, self.asked.seed)
+        batches = self.asked.track(self.asked.tested()[0].split(BATCH), "features")
+        d = between([embedded(network, x.to(device)) for x in batches], self._made, name, self.asked.seed)
         deviation = "" if d.kid_deviation is None else f" ± {d.kid_deviation:.2g}"
         rows = [(f"FID (features: {name})", f"{d.fid:.2f}"), (f"KID (features: {name})", f"{d.kid:.4g}{deviation}")]
         protocol = (

@@ -69,7 +69,7 @@ class Measure(ABC):
     """
 
     field: ClassVar[str] = "vae"  # the kind of model that it is of: ``ImageModel.field``
-    generated: int = 0  # how many generated images it wants
+    generated: int = 0  # how many generated images it wants; ``sampled`` gets them
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
@@ -78,9 +78,13 @@ class Measure(ABC):
         """Take a batch: what ``model.encoded`` returned, and labels ``[B]``. All measures share one stream of noise."""
         return
 
+    def sampled(self, x: Tensor) -> None:
+        """Take a batch of generated images, uint8 ``[B, C, H, W]``, after all batches of ``update``."""
+        return
+
     @abstractmethod
-    def finish(self, samples: Tensor) -> Found:
-        """After all batches; ``samples`` are generated images, uint8 on the CPU, as many as any measure wants."""
+    def finish(self) -> Found:
+        """After all batches."""
 
 
 ALWAYS: list[type[Measure]] = []  # measures without options, in the order of the report

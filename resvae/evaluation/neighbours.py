@@ -59,14 +59,19 @@ class NearestImages(Measure):
         if asked.neighbours:
             self.generated = NEAREST
             asked.train()
+        self._samples: list[Tensor] = []
 
-    def finish(self, samples: Tensor) -> Found:
+    def sampled(self, x: Tensor) -> None:
+        """Keep the samples."""
+        self._samples.append(x)
+
+    def finish(self) -> Found:
         """Find the training images nearest to samples and to the measured images."""
         asked, found, rows, protocol, pictures = self.asked, [], [], [], {}
         spaces = [("pixels", None), *([asked.features] if asked.features else [])]
         for space, embed in spaces if asked.neighbours else []:
             train = asked.train()[0]
-            ours, theirs = (x[:NEAREST].to(asked.device) for x in (samples, asked.tested()[0]))
+            ours, theirs = torch.cat(self._samples), asked.tested()[0][:NEAREST].to(asked.device)
             near, index = nearest(ours, train, COLUMNS - 1, embed)
             control, _ = nearest(theirs, train, 1, embed)
             medians = near[:, 0].median().item(), control.median().item()
@@ -79,6 +84,6 @@ class NearestImages(Measure):
                 f"nearest neighbours in {space}: {len(ours):,} samples and the first {len(theirs):,} images against "
                 f"{len(train):,} training images"
             )
-            shown = torch.cat([samples[:ROWS, None], train[index[:ROWS]]], 1).flatten(0, 1) / 255
+            shown = torch.cat([ours[:ROWS, None].cpu(), train[index[:ROWS]]], 1).flatten(0, 1) / 255
             pictures[f"sample | its nearest training images ({space})"] = image_grid(shown, COLUMNS)
         return Found({"neighbours": tuple(found)}, rows, protocol=tuple(protocol), pictures=pictures)

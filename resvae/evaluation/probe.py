@@ -98,7 +98,7 @@ class LinearProbe(Measure):
         if asked.probe_images is not None:
             asked.train()
 
-    def finish(self, samples: Tensor) -> Found:
+    def finish(self) -> Found:
         """Train a linear classifier on each representation, and test it."""
         asked = self.asked
         if asked.probe_images is None:

@@ -27,6 +27,7 @@ class Reconstruction(Measure):
         if min(asked.model.image_shape[1:]) >= SSIM_SMALLEST:
             self._metrics["ssim"] = StructuralSimilarityIndexMeasure(data_range=1.0).to(asked.device)
         self._pairs: list[Tensor] = []  # [2, B, C, H, W]
+        self._samples: list[Tensor] = []
 
     def update(self, x: Encoded, y: Tensor | None) -> None:
         """Compare a batch with its reconstructions."""
@@ -36,7 +37,11 @@ class Reconstruction(Measure):
         if sum(pair.shape[1] for pair in self._pairs) < SHOWN:
             self._pairs.append(torch.stack([x.x, reconstruction])[:, :SHOWN].cpu())
 
-    def finish(self, samples: Tensor) -> Found:
+    def sampled(self, x: Tensor) -> None:
+        """Keep the samples of the picture."""
+        self._samples.append(x.cpu())
+
+    def finish(self) -> Found:
         """The two figures, and the pictures."""
         figures = {name: metric.compute().item() for name, metric in self._metrics.items()}
         rows = [("PSNR, dB", f"{figures['psnr']:.2f}")]
@@ -44,8 +49,8 @@ class Reconstruction(Measure):
             rows.append(("SSIM", f"{figures['ssim']:.4f}"))
         originals, reconstructions = torch.cat(self._pairs, 1)[:, :SHOWN]
         pictures: dict[str, Picture] = {}
-        if self.generated:
-            pictures["samples, the mean of p(x|z)"] = image_grid(samples[:SAMPLES] / 255, COLUMNS)
+        if self._samples:
+            pictures["samples, the mean of p(x|z)"] = image_grid(torch.cat(self._samples) / 255, COLUMNS)
         pairs = beside(originals, reconstructions)
         pictures["images, each row over its reconstructions"] = image_grid(pairs, COLUMNS)
         return Found({"psnr": None, "ssim": None} | figures, rows, pictures=pictures)

@@ -170,11 +170,14 @@ def evaluate(
             total += len(x)
     if not total:
         raise ResvaeError("images: there are none to evaluate on")
-    samples = torch.zeros(0)
-    if wanted := max(measure.generated for measure in measures):
-        made = track(generate(model, wanted, seed), "generating")  # pyright: ignore[reportArgumentType]
-        samples = torch.cat([batch.cpu() for batch in made])
-    found = tuple(measure.finish(samples) for measure in measures)
+    made, wanted = 0, max(measure.generated for measure in measures)
+    samples = generate(model, wanted, seed) if wanted else ()  # pyright: ignore[reportArgumentType]
+    for batch in track(samples, "generating"):
+        for measure in measures:
+            if made < measure.generated:
+                measure.sampled(batch[: measure.generated - made])
+        made += len(batch)
+    found = tuple(measure.finish() for measure in measures)
     about = {
         "model": type(model).__name__,
         "arguments": model.arguments,

@@ -15,6 +15,8 @@ from resvae.probability import ElboTerms, Likelihood, importance_bound
 from resvae.probability.likelihoods import LIKELIHOODS
 
 Shape = tuple[int, int, int]
+# Images in a pass of ``log_weights``, by device: more do not make a CPU faster, fewer leave a GPU waiting.
+AT_ONCE = {"cpu": 32, "cuda": 4096}
 
 
 class ImageModel(nn.Module, ABC):
@@ -70,6 +72,14 @@ class Encoded:
 
         return self if num >= len(self) else Encoded(self.x[:num], cut(self.features))
 
+    def repeat(self, num: int) -> "Encoded":
+        """All images ``num`` times, one time after another."""
+
+        def times(part: Any) -> Any:
+            return torch.cat([part] * num) if isinstance(part, Tensor) else type(part)(map(times, part))
+
+        return self if num == 1 else Encoded(times(self.x), times(self.features))
+
 
 class ImageVAE(ImageModel):
     """A variational autoencoder of images ``x`` with latents ``z``: q(z|x), p(z), p(x|z).
@@ -102,8 +112,8 @@ class ImageVAE(ImageModel):
         """``[num, D]``: latents from p(z), their scale times ``temperature``: one number, or one per level."""
 
     @abstractmethod
-    def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
-        """``num_samples`` times log p(x, z) - log q(z|x) with z drawn from q(z|x), each ``[B]``."""
+    def log_weight(self, x: Tensor | Encoded) -> Tensor:
+        """``[B]``: log p(x, z) - log q(z|x) of each image with a z drawn from q(z|x)."""
 
     def forward(self, x: Tensor | Encoded) -> Tensor:
         """``vae(x)``: the mean of p(x|z) at the posterior's mean, ``[B, C, H, W]``, with a gradient."""
@@ -137,6 +147,22 @@ class ImageVAE(ImageModel):
     def penalty(self) -> Tensor:
         """What the model adds to the loss besides -elbo (weight penalties), a scalar; 0 by default."""
         return next(self.parameters()).new_zeros(())
+
+    def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
+        """``num_samples`` times ``log_weight``, each ``[B]``; the encoder runs once, the decoder on many at once."""
+        seen = self.encoded(x)
+        at_once = max(1, AT_ONCE.get(seen.x.device.type, AT_ONCE["cpu"]) // max(1, len(seen)))
+        while num_samples:
+            num = min(num_samples, at_once)
+            try:
+                weights = self.log_weight(seen.repeat(num))
+            except torch.OutOfMemoryError:
+                if num == 1:
+                    raise
+                at_once = num // 2
+                continue
+            yield from weights.unflatten(0, (num, len(seen)))
+            num_samples -= num
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor | Encoded, num_samples: int = 100) -> Tensor:

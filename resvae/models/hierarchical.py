@@ -1,7 +1,7 @@
 """A residual VAE whose decoder's depth is depth in latent levels."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -216,16 +216,15 @@ class HierarchicalVAE(ImageVAE):
         p, visits = self.descend(mean_of, x, fit=False)
         return joined(visits), p
 
-    def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
-        """As ``ImageVAE`` says; the encoder runs once."""
+    def log_weight(self, x: Tensor | Encoded) -> Tensor:
+        """As ``ImageVAE`` says."""
         seen = self.encoded(x)
-        for _ in range(num_samples):
-            p, visits = self.descend(sample_of, seen, fit=False)
-            weight = p.log_prob(seen.x)
-            for visit in visits:
-                assert visit.posterior is not None
-                weight = weight + log_prob(visit.prior, visit.z) - log_prob(visit.posterior, visit.z)
-            yield weight
+        p, visits = self.descend(sample_of, seen, fit=False)
+        weight = p.log_prob(seen.x)
+        for visit in visits:
+            assert visit.posterior is not None
+            weight = weight + log_prob(visit.prior, visit.z) - log_prob(visit.posterior, visit.z)
+        return weight
 
     def shift(self, x: Tensor | Encoded) -> Tensor:
         """``[B, D]``: each level's posterior mean less its prior's, both given the posterior's means above."""

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,14 +50,12 @@ class OneLatentVAE(ImageVAE):
         log_likelihood, q = p.log_prob(seen.x), self.charged(seen, q)
         return self._terms(log_likelihood, kl_divergence(q, _standard(q.mean))[:, None], seen.x)
 
-    def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
-        """As ``ImageVAE`` says; the encoder runs once."""
+    def log_weight(self, x: Tensor | Encoded) -> Tensor:
+        """As ``ImageVAE`` says."""
         seen = self.encoded(x)
         q = self.posterior(seen)
-        prior = _standard(q.mean)
-        for _ in range(num_samples):
-            z = q.rsample()
-            yield self.decode(z).log_prob(seen.x) + prior.log_prob(z) - q.log_prob(z)
+        z = q.rsample()
+        return self.decode(z).log_prob(seen.x) + _standard(q.mean).log_prob(z) - q.log_prob(z)
 
 
 def gaussian(mean: Tensor, scale: Tensor) -> Independent:

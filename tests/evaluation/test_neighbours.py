@@ -43,7 +43,10 @@ def test_neighbours_in_features():
 
 def measured(samples, test, train):
     asked = {"neighbours": True, "features": None, "device": "cpu", "tested": lambda: [test], "train": lambda: [train]}
-    found = NearestImages(SimpleNamespace(**asked)).finish(samples)
+    measure = NearestImages(SimpleNamespace(**asked))
+    for batch in samples[:1000].split(7):
+        measure.sampled(batch)
+    found = measure.finish()
     return found.figures["neighbours"][0], *found.pictures.values()
 
 

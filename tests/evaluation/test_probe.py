@@ -17,7 +17,7 @@ def small(latent_dim=4):
 
 def probe(vae, train, test):
     asked = {"probe_images": 1000, "train": lambda num=None: train, "tested": lambda: test, "model": vae, "seed": 0}
-    return LinearProbe(SimpleNamespace(**asked)).finish(torch.zeros(0)).figures["probe"]
+    return LinearProbe(SimpleNamespace(**asked)).finish().figures["probe"]
 
 
 def striped(num, seed=0):

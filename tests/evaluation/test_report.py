@@ -220,7 +220,7 @@ class Brightness(Measure):
     def update(self, x, y):
         self.means = [*getattr(self, "means", []), x.x.mean()]
 
-    def finish(self, samples):
+    def finish(self):
         brightness = torch.stack(self.means).mean().item()
         return Found({"brightness": brightness}, [("brightness", f"{brightness:.3f}")])
 

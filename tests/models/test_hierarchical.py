@@ -93,14 +93,48 @@ def test_log_weights_encode_once_and_keep_nothing():
         most = max(most, sum(reference() is not None for reference in kept))
 
     vae.out.register_forward_hook(count)
-    vae.log_likelihood(images(2), 30)
+    vae.log_likelihood(images(16), 30)  # two times 16 images in a pass
     assert len(encoded) == 1
-    assert len(kept) == 30
-    assert most <= 2  # this sample's and the last one's
-    stream = vae.log_weights(images(2), 10**9)
-    for _ in range(2):
+    assert len(kept) == 15
+    assert most <= 2  # this pass's and the last one's
+    stream = vae.log_weights(images(16), 10**9)
+    for _ in range(3):
         next(stream)
-    assert len(kept) == 32
+    assert len(kept) == 17
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 5, 7])
+def test_samples_in_one_pass_are_samples_one_by_one(monkeypatch, num_samples):
+    vae, x = tiny(), images(3)
+    alone = [weight.clone() for weight in vae.log_weights(x[:1], 400)]
+    monkeypatch.setattr("resvae.models.base.AT_ONCE", {"cpu": 6})
+    together = list(vae.log_weights(x, num_samples))
+    assert [len(weight) for weight in together] == [3] * num_samples
+    monkeypatch.setattr("resvae.models.base.AT_ONCE", {"cpu": 1})
+    again = [weight.clone() for weight in vae.log_weights(x[:1], 400)]
+    assert abs(torch.cat(alone).mean() - torch.cat(again).mean()) < 5 * torch.cat(again).std() / 200**0.5
+    ones = tiny()
+    monkeypatch.setattr(type(ones), "log_weight", lambda self, seen: seen.x.flatten(1).sum(1))
+    monkeypatch.setattr("resvae.models.base.AT_ONCE", {"cpu": 6})
+    for weight in ones.log_weights(x, num_samples):
+        torch.testing.assert_close(weight, (x / 255).flatten(1).sum(1))
+
+
+def test_a_pass_that_memory_does_not_hold_is_made_in_parts(monkeypatch):
+    vae, sizes = tiny(), []
+
+    def limited(self, seen):
+        sizes.append(len(seen))
+        if len(seen) > 40:
+            raise torch.OutOfMemoryError
+        return seen.x.flatten(1).sum(1)
+
+    monkeypatch.setattr("resvae.models.base.AT_ONCE", {"cpu": 256})
+    monkeypatch.setattr(type(vae), "log_weight", limited)
+    assert len(list(vae.log_weights(images(10), 20))) == 20
+    assert sizes == [200, 100, 50, 20, *[20] * 9]
+    with pytest.raises(torch.OutOfMemoryError):
+        list(vae.log_weights(images(50), 2))  # not even once
 
 
 # The start and training
