@@ -10,7 +10,7 @@ from inspect import signature
 from typing import Any
 
 from resvae.environment import after_files, options
-from resvae.errors import ResvaeError, one_line
+from resvae.errors import LostProcessError, ResvaeError, one_line
 
 # Each verb by its group: its module under resvae, what it does, and an example. The module has either a function
 # of the verb's name, whose signature is the verb's options, or a function ``main`` of the verb and its arguments.
@@ -65,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
             if type(end).__name__ != "SIGTERMException":
                 raise
             return 128 + signal.SIGTERM
+        except LostProcessError as error:
+            print(f"resvae: error: {error}", file=sys.stderr)
+            return 1
         except Exception as error:
             if os.environ.get("RESVAE_DEBUG") or not _is_users(error):
                 raise

@@ -8,6 +8,10 @@ class ResvaeError(ValueError):
     """
 
 
+class LostProcessError(RuntimeError):
+    """One of several processes that train together ended, and the others cannot go on. The message is one line."""
+
+
 def at_least(least: float, **fields: float | None) -> None:
     """Raise ``ResvaeError`` for the first field whose value is below ``least``; None is allowed."""
     for field, value in fields.items():

@@ -111,11 +111,13 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
 class Stop(Callback):
     """Stops a run before an update, but not once it is resumed: by an error, Ctrl-C or a kill."""
 
-    def __init__(self, step: int, how: str = "error", hook: str = "on_train_batch_start"):
-        self.step, self.how = step, how
+    def __init__(self, step: int, how: str = "error", hook: str = "on_train_batch_start", rank: int | None = None):
+        self.step, self.how, self.rank = step, how, rank
         setattr(self, hook, self.stop)
 
     def stop(self, trainer: Any, *_: Any) -> None:
+        if self.rank not in (None, trainer.global_rank):
+            return
         if trainer.global_step == self.step and trainer.ckpt_path is None:
             if self.how == "error":
                 raise RuntimeError("the cat pulled the plug")
@@ -135,10 +137,20 @@ class Noise(Callback):
         torch.set_rng_state(state)
 
 
+class NoNoise(Callback):
+    """Latents are the means of their distributions, for the time of a run."""
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        def mean(self: Any, sample_shape: Any = ()) -> torch.Tensor:
+            return self.mean.expand(self._extended_shape(sample_shape))
+
+        torch.distributions.Normal.rsample = mean
+
+
 def callback(name: str, **arguments: Any) -> list[str]:
     """The option that adds a callback to a run."""
     return [f"--trainer.callbacks+={json.dumps({'class_path': name, 'init_args': arguments})}"]
 
 
-def stop(step: int, **how: str) -> list[str]:
+def stop(step: int, **how: Any) -> list[str]:
     return callback("helpers_runs.Stop", step=step, **how)

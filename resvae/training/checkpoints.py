@@ -95,6 +95,11 @@ class EpochCheckpoint(RunCheckpoint):
             super().on_train_epoch_end(trainer, pl_module)
 
 
+def lost_process(error: RuntimeError) -> bool:
+    """Whether it tells that another process cannot be reached."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
 class InterruptedCheckpoint(OnExceptionCheckpoint):
     """Saves on an exception and on Ctrl-C; a run that ends well removes the file."""
 
@@ -108,4 +113,10 @@ class InterruptedCheckpoint(OnExceptionCheckpoint):
                 text = f"wrote {self.ckpt_path}; --ckpt_path {self.ckpt_path} resumes from there"
             except ResvaeError as error:  # perhaps the reason for the interruption, which is the one to tell
                 text = str(error)
+            except RuntimeError as error:
+                if not lost_process(error):
+                    raise
+                text = f"wrote {self.ckpt_path}"  # and waited in vain for the other processes
+                if not trainer.is_global_zero:  # which writes nothing
+                    return
             print(f"interrupted: {text}", flush=True)

@@ -23,7 +23,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from resvae.errors import ResvaeError, one_line
+from resvae.errors import LostProcessError, ResvaeError, one_line
 from resvae.files import place, write_text
 from resvae.runs.folder import CONFIG, best_checkpoint, latest_checkpoint, next_free
 from resvae.runs.lock import locked
@@ -36,6 +36,7 @@ from resvae.training.checkpoints import (
     InterruptedCheckpoint,
     RunCheckpoint,
     StepCheckpoint,
+    lost_process,
 )
 from resvae.training.configuration import Configuration, read_configuration
 from resvae.training.loggers import drop_rows_after, make_loggers
@@ -101,7 +102,15 @@ def fit(configuration: Configuration) -> None:
                 drop_rows_after(folder / "metrics.csv", resumed["global_step"])
         if writes and told:
             print("\n".join(told), flush=True)
-        trainer.fit(model, datamodule=data, ckpt_path=path)
+        try:
+            trainer.fit(model, datamodule=data, ckpt_path=path)
+        except RuntimeError as error:
+            if trainer.world_size == 1 or not lost_process(error):
+                raise
+            raise LostProcessError(
+                f"process {trainer.global_rank} cannot reach another of the {trainer.world_size} processes, which has "
+                "ended; --ckpt_path last resumes from what was saved"
+            ) from error
         if trainer.is_global_zero:
             for callback in callbacks:
                 if isinstance(callback, Summary):

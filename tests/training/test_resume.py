@@ -1,8 +1,6 @@
 """A run that was killed or interrupted goes on as if nothing had happened, bit for bit."""
 
-import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -15,11 +13,8 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from helpers_runs import (
-    CLASSIFIER,
     ENVIRONMENT,
-    VAE,
     assert_same,
-    callback,
     checkpoint,
     files,
     logged,
@@ -256,75 +251,3 @@ def test_a_test_leaves_nothing_to_the_next_training(tmp_path, whole):
     fresh.load_state_dict(tested.state_dict())
     assert_same(fit(tested)[1], fit(fresh)[1], "noise")
     assert tested.guard == fresh.guard
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_run(tmp_path):
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
-    both = [sys.executable, "-m", "resvae", *command(tmp_path, "--trainer.devices 2 --trainer.strategy ddp")]
-    for name in ("run", "run-2"):
-        done = subprocess.run(both, env=environment, timeout=120, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count(f"-> {tmp_path / 'runs' / name}\n") == 1  # one of the two tells
-        assert len(list((tmp_path / "runs" / name / "samples").iterdir())) == 3
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"run", "run-2"}
-
-
-@pytest.mark.slow
-def test_two_processes_draw_noise_of_their_own_and_resume_as_if_unbroken(tmp_path):
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
-    more = "--trainer.devices 2 --trainer.strategy ddp --images.every_n_epochs 0"
-
-    def start(folder: Path, *options: str) -> subprocess.CompletedProcess:
-        noise = callback("helpers_runs.Noise", folder=str(folder))
-        arguments = [sys.executable, "-m", "resvae", *command(folder, more, every=4), *noise, *options]
-        return subprocess.run(arguments, env=environment, timeout=180, capture_output=True, text=True)
-
-    def noise(folder: Path, rank: int) -> list[str]:
-        return (folder / f"noise_{rank}").read_text().split()
-
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = start(whole)
-    assert done.returncode == 0, done.stderr
-    first, second = noise(whole, 0), noise(whole, 1)
-    assert len(first) == len(second) > 6
-    assert len({*first, *second}) == 2 * len(first)
-    assert start(broken, *stop(6)).returncode != 0
-    done = start(broken, "--ckpt_path", "last")
-    assert done.returncode == 0, done.stderr
-    for rank in (0, 1):
-        assert noise(broken, rank)[-3:] == noise(whole, rank)[-3:]
-    assert_same_end(broken, whole)
-
-
-@pytest.mark.slow
-def test_silent_levels_train_in_two_processes(tmp_path):
-    levels = f"""{VAE.replace("resvae.VAE", "resvae.HierarchicalVAE").replace("latent_dim: 4", "levels: [2, 2]")}"""
-    more = "--trainer.devices 2 --trainer.strategy ddp --model.vae.init_args.stochastic_depth 2"
-    arguments = [sys.executable, "-m", "resvae", *plain_command(tmp_path, more, config=levels)]
-    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(arguments, env=environment, timeout=120, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-def test_two_processes_test_every_image_once(tmp_path):
-    assert main(plain_command(tmp_path, "--data.validation 61", config=CLASSIFIER)) == 0
-    figures = []
-    for more in ("", "--trainer.devices 2 --trainer.strategy ddp"):
-        for verb in ("test", "validate"):
-            arguments = (
-                f"{verb} {tmp_path}/runs/run --trainer.enable_progress_bar false --data.eval_batch_size 20 {more}"
-            )
-            done = subprocess.run(
-                [sys.executable, "-m", "resvae", *arguments.split()],
-                env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
-                timeout=120,
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, done.stderr
-            figures.append(json.loads(re.findall(r"^(?:val|test): (.*)", done.stdout, re.MULTILINE)[0]))
-    for alone, both in zip(figures[:2], figures[2:], strict=True):
-        assert alone["error"] == both["error"]
-        assert alone["loss"] == pytest.approx(both["loss"], abs=2e-4)
