@@ -40,6 +40,7 @@ def test_tables_are_printed_and_written(tmp_path, capsys):
         (["--out", "nowhere/bench.json"], "out: nowhere/bench.json cannot be written"),
         (["--out", "bench.txt"], "out: bench.txt is not allowed; end it with .json"),
         (["--depths", "17"], "depth: 17"),
+        (["--peers", "true"], "peers: images (1, 8, 8) are not allowed"),
     ],
 )
 def test_bad_options_are_one_line(options, line, capsys):

@@ -1,4 +1,4 @@
-"""What others need for the same: Lightning's part of a step, and torchvision's loader."""
+"""What others need for the same: Lightning's part of a step, torchvision's loader, pythae's ResNet VAE."""
 
 import logging
 import tempfile
@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from resvae.benchmark.steps import Training
-from resvae.benchmark.timing import Case, Step
+from resvae.benchmark.timing import Case, Step, flops_of
 from resvae.data.module import EpochSampler, ImageDataset, TrainLoader
 from resvae.data.sources import Images
+from resvae.errors import ResvaeError
 from resvae.training.loggers import RunCSVLogger
 
 WARM_UP = 5
@@ -62,6 +63,36 @@ def of_lightning(training: Training, seconds: float) -> tuple[float, float]:
             enable_model_summary=False,
         ).fit(module, loader)
     return median(turns.lightning[WARM_UP:]), median(turns.bare[WARM_UP:])
+
+
+def pythae(training: Training) -> Case:
+    """A training step of pythae's ResNet VAE for CIFAR-10 as it ships: float32, channels first, Adam.
+
+    Raises:
+        ResvaeError: it is not installed, or the training's images are not 32x32 in colour.
+    """
+    if training.module.image_shape != (3, 32, 32):
+        raise ResvaeError(f"peers: images {training.module.image_shape} are not allowed; pythae's takes (3, 32, 32)")
+    try:
+        from pythae.models import VAE, VAEConfig  # pyright: ignore[reportMissingImports]
+        from pythae.models.nn.benchmarks import cifar  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ResvaeError("peers: pythae is not installed; pip install pythae") from error
+    config = VAEConfig(input_dim=(3, 32, 32), latent_dim=256)
+    encoder, decoder = cifar.Encoder_ResNet_VAE_CIFAR(config), cifar.Decoder_ResNet_AE_CIFAR(config)
+    model = VAE(config, encoder, decoder).to(training.device)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    x = torch.rand(training.batch_size, 3, 32, 32, device=training.device)
+
+    def backward() -> None:
+        model({"data": x}).loss.backward()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        backward()
+        optimizer.step()
+
+    return Case("pythae's ResNet VAE", step, training.batch_size, flops_of(backward))
 
 
 def loaders(shape: tuple[int, int, int], batch_size: int) -> list[Case]:

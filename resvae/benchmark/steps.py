@@ -23,19 +23,22 @@ class Training:
     Args:
         configuration: of a VAE.
         device: to train on.
+        channels_last: the memory format of images and weights.
 
     Raises:
         ResvaeError: the configuration trains a classifier.
     """
 
-    def __init__(self, configuration: Configuration, device: torch.device):
+    def __init__(self, configuration: Configuration, device: torch.device, channels_last: bool = True):
         if configuration.field != "vae":
             raise ResvaeError("bench: the configuration trains a classifier; give one that trains a VAE")
         torch.manual_seed(0)
         parts = configuration.instantiate()
         self.configuration = configuration
         self.device, self.batch_size = device, int(configuration.values.data.batch_size)
-        self.module: Any = parts.model.to(device, memory_format=torch.channels_last)
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.module: Any = parts.model.to(device, memory_format=memory_format)
+        self.module.memory_format = memory_format
         self.vae: Any = self.module.vae
         self.bf16 = self.module.in_bf16(device.type)
         self.optimizer = self.module.make_optimizer()

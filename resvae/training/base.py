@@ -81,6 +81,7 @@ class LitModel(pl.LightningModule, ABC):
         self.guard = GradientGuard()
         self.means = Means()
         self.compiles = compile
+        self.memory_format = torch.channels_last  # of the images, which convolutions follow
         self._compiled: Callable[[Tensor], Any] | None = None
         self._rng: dict[str, Any] | None = None
         self._seed = 0
@@ -152,7 +153,7 @@ class LitModel(pl.LightningModule, ABC):
         bf16 = self.in_bf16(device)
         function = (split == "train" and self._compiled) or self.objective
         with torch.autocast(device, torch.bfloat16, enabled=bf16 and split != "test"):
-            return function(x.contiguous(memory_format=torch.channels_last))
+            return function(x.contiguous(memory_format=self.memory_format))
 
     def in_bf16(self, device: str) -> bool:
         """Whether it computes in bf16 on this type of device."""

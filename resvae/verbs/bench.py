@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from resvae.benchmark.beside import loaders, of_lightning
+from resvae.benchmark.beside import loaders, of_lightning, pythae
 from resvae.benchmark.ceilings import convolution, copy, matrix_product, squares
 from resvae.benchmark.operations import by_kind
 from resvae.benchmark.report import Report, Row, Section
@@ -19,6 +19,7 @@ from resvae.provenance import origin
 from resvae.training.configuration import Configuration, numbers, parse
 
 MIB = 2**20
+CHANNELS_FIRST = "channels first"  # no field of a configuration
 SHAPES = 10  # of the model's convolutions are shown; all of them count
 
 
@@ -30,8 +31,9 @@ def main(verb: str, arguments: list[str]) -> None:
         parser.add_argument("--num", type=int, default=64, help="images that are sampled at once (default: 64)")
         parser.add_argument("--depths", type=str | None, help="28,70,100: the step of each depth, too")
         parser.add_argument("--batch_sizes", type=str | None, help="16,64,256: the step of each batch size, too")
-        parser.add_argument("--switches", type=bool, default=False, help="the step with bf16 and compile on and off")
+        parser.add_argument("--switches", type=bool, default=False, help="bf16, compile and channels-last on and off")
         parser.add_argument("--loaders", type=bool, default=False, help="our loader beside torchvision's")
+        parser.add_argument("--peers", type=bool, default=False, help="pythae's ResNet VAE, where it is installed")
         parser.add_argument("--out", type=str | None, help="a .json; tables (.md) and plots (.png) go beside it")
 
     configuration, own = parse(arguments, verb, add)
@@ -40,7 +42,7 @@ def main(verb: str, arguments: list[str]) -> None:
         raise ResvaeError(f"seconds: {own.seconds} is not allowed; more than 0")
     out = None if own.out is None else writable(own.out, ".json")
     depths, batch_sizes = (numbers(name, own[name]) if own[name] else [] for name in ("depths", "batch_sizes"))
-    report = bench(configuration, own.seconds, own.num, depths, batch_sizes, own.switches, own.loaders)
+    report = bench(configuration, own.seconds, own.num, depths, batch_sizes, own.switches, own.loaders, own.peers)
     print(report.markdown(), end="")
     if out is not None:
         print("\n".join(f"wrote {path}" for path in report.write(out)))
@@ -54,6 +56,7 @@ def bench(
     batch_sizes: Sequence[int] = (),
     switches: bool = False,
     loading: bool = False,
+    peers: bool = False,
 ) -> Report:
     """Measure a configuration of a VAE on random images.
 
@@ -63,16 +66,18 @@ def bench(
         num: images that are sampled at once.
         depths: in the place of the configuration's own.
         batch_sizes: in the place of the configuration's own.
-        switches: whether to measure bf16 and compile on and off.
+        switches: whether to measure bf16, compile and channels-last on and off.
         loading: whether to measure our loader and torchvision's.
+        peers: whether to measure pythae's ResNet VAE.
 
     Raises:
-        ResvaeError: the configuration trains a classifier.
+        ResvaeError: the configuration trains a classifier; pythae is not installed, or takes other images.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     training = Training(configuration, device)
+    peer = [pythae(training)] if peers else []
     dtype = torch.bfloat16 if training.bf16 else torch.float32
     named = {"precision": "bf16" if training.bf16 else "fp32", "compiled": training.module.compiles is True}
     report = Report({"configuration": configuration.values.name, **named, **origin(device)})
@@ -96,7 +101,17 @@ def bench(
             for bf16, precision in (("on", "bf16"), ("off", "fp32"))
             for word, compiled in both
         }
+        varied["bf16 off, compile off, channels-last off"] = varied["bf16 off, compile off"] | {CHANNELS_FIRST: True}
         report.sections.append(compared("switches", configuration, varied, device, ceiling, seconds))
+    if peer:
+        both = take_turns([training.case("ours"), *peer], device, seconds)
+        ratio = both[0].flops_per_second / both[1].flops_per_second
+        note = f"Of networks with equal FLOPs, ours trains on {ratio:.2f} times as many images per second."
+        rows = [
+            _row("model", each, ceiling, None) | {"MFLOP/image": each.case.flops / 1e6 / each.case.images}
+            for each in both
+        ]
+        report.sections.append(Section("Beside pythae's ResNet VAE, as it ships", rows, note))
     if loading:
         timed = take_turns(loaders(training.module.image_shape, training.batch_size), device, seconds)
         rows: list[Row] = [
@@ -184,7 +199,10 @@ def compared(
     seconds: float,
 ) -> Section:
     """The training step of variants of a configuration, in turns."""
-    made = {label: Training(base.changed(changes), device) for label, changes in progress(varied.items(), name)}
+    made: dict[str, Training] = {}
+    for label, changes in progress(varied.items(), name):
+        fields = {field: value for field, value in changes.items() if field != CHANNELS_FIRST}
+        made[label] = Training(base.changed(fields), device, channels_last=CHANNELS_FIRST not in changes)
     cases: list[Case] = [each.case(label) for label, each in made.items()]
     timed = take_turns(cases, device, seconds)
     memory = [each.memory() for each in made.values()]
@@ -194,14 +212,14 @@ def compared(
     )
 
 
-def _row(name: str, timed: Timed, ceiling: float, memory: int) -> Row:
+def _row(name: str, timed: Timed, ceiling: float, memory: int | None) -> Row:
     return {
         name: timed.case.name,
         "images/s": timed.images_per_second,
         **_spread(timed),
         "GFLOP/s": timed.flops_per_second / 1e9,
         "fraction of the ceiling": timed.flops_per_second / ceiling,
-        "memory, MiB": memory / MIB,
+        **({} if memory is None else {"memory, MiB": memory / MIB}),
     }
 
 

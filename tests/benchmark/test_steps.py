@@ -1,11 +1,14 @@
 """A step is the configuration's own, changes no weight, and is the sum of its parts."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from resvae.benchmark.beside import loaders, of_lightning
+from resvae.benchmark.beside import loaders, of_lightning, pythae
 from resvae.benchmark.operations import KINDS, REST, by_kind
 from resvae.benchmark.steps import Training
 from resvae.errors import ResvaeError
@@ -63,6 +66,55 @@ def test_loaders_give_every_image_once():
     for case in loaders((3, 8, 8), 4)[:3]:
         assert case.step() == 50
         assert case.images == 200
+
+
+def test_channels_first_is_the_same_step():
+    configuration = parse([*QUICK, "--data.batch_size", "8", "--model.precision", "fp32"])[0]
+    last, first = (Training(configuration, CPU, channels_last=channels_last) for channels_last in (True, False))
+    first.x = last.x
+    seen = []
+    for each in (last, first):
+        each.vae.encoder.stem.register_forward_hook(lambda _, x, y: seen.append(y))
+        torch.manual_seed(0)
+        seen.append(each.loss())
+    channels_last, loss, contiguous, same = seen
+    assert channels_last.is_contiguous(memory_format=torch.channels_last)
+    assert contiguous.is_contiguous()
+    torch.testing.assert_close(loss, same)
+
+
+def test_pythae_is_measured_where_it_is_installed_and_takes_the_images(training, monkeypatch):
+    with pytest.raises(ResvaeError, match=r"images \(1, 8, 8\) are not allowed; pythae's takes \(3, 32, 32\)"):
+        pythae(training)
+    training.module.image_shape = (3, 32, 32)
+    monkeypatch.setitem(sys.modules, "pythae", None)
+    monkeypatch.setitem(sys.modules, "pythae.models", None)
+    with pytest.raises(ResvaeError, match="pythae is not installed; pip install pythae"):
+        pythae(training)
+
+    class Peer(nn.Module):
+        def __init__(self, config, encoder, decoder):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3)
+            taken.append((config, encoder, decoder))
+
+        def forward(self, inputs):
+            return SimpleNamespace(loss=self.layer(inputs["data"]).square().mean())
+
+    taken = []
+    parts = {f"{part}_CIFAR": lambda config, part=part: part for part in ("Encoder_ResNet_VAE", "Decoder_ResNet_AE")}
+    models = SimpleNamespace(VAE=Peer, VAEConfig=lambda **fields: fields)
+    monkeypatch.setitem(sys.modules, "pythae", SimpleNamespace(models=models))
+    monkeypatch.setitem(sys.modules, "pythae.models", models)
+    monkeypatch.setitem(sys.modules, "pythae.models.nn", SimpleNamespace())
+    benchmarks = SimpleNamespace(cifar=SimpleNamespace(**parts))
+    monkeypatch.setitem(sys.modules, "pythae.models.nn.benchmarks", benchmarks)
+    case = pythae(training)
+    case.step()
+    assert taken == [({"input_dim": (3, 32, 32), "latent_dim": 256}, "Encoder_ResNet_VAE", "Decoder_ResNet_AE")]
+    # forward, and backward for the weights: the images need no gradient
+    assert case.flops == 2 * 8 * 30 * 30 * 2 * 4 * 3 * 9
+    assert case.images == 8
 
 
 def test_a_classifier_is_refused():
