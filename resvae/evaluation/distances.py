@@ -32,15 +32,21 @@ class Distances:
 
 
 def distances(
-    features: nn.Module, real: Iterable[Tensor], generated: Iterable[Tensor], name: str, seed: int = 0
+    features: nn.Module,
+    real: Iterable[Tensor],
+    generated: Iterable[Tensor],
+    name: str,
+    seed: int = 0,
+    pixels: str = "as given",
 ) -> Distances:
     """FID and KID between two sets of images, by torchmetrics.
 
     ``real`` and ``generated`` are batches of images as the network ``features`` takes them, on its device; it turns
-    them into vectors ``[B, F]``. ``seed`` is that of KID's subsets. Fewer than two images raise ``ResvaeError``.
+    them into vectors ``[B, F]``. ``seed`` is that of KID's subsets; ``pixels`` says what was generated. Fewer than two
+    images raise ``ResvaeError``.
     """
     a, b = ([embedded(features, x) for x in batches] for batches in (real, generated))
-    return between(a, b, name, seed)
+    return between(a, b, name, seed, pixels)
 
 
 def embedded(features: nn.Module, x: Tensor) -> Tensor:
@@ -49,7 +55,7 @@ def embedded(features: nn.Module, x: Tensor) -> Tensor:
         return features(x)
 
 
-def between(real: list[Tensor], generated: list[Tensor], name: str, seed: int) -> Distances:
+def between(real: list[Tensor], generated: list[Tensor], name: str, seed: int, pixels: str) -> Distances:
     """As ``distances``, of batches of features."""
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -70,7 +76,7 @@ def between(real: list[Tensor], generated: list[Tensor], name: str, seed: int) -
             metric.update(b, real=False)
         mean, deviation = kid.compute()
         spread = deviation.item() if subset < max(len(a), len(b)) else None
-        pixels, figures = "the mean of p(x|z) at temperature 1, rounded to uint8", (fid.compute().item(), mean.item())
+        figures = fid.compute().item(), mean.item()
         return Distances(name, a.shape[1], len(a), len(b), pixels, *figures, spread, subset)
 
 
@@ -95,7 +101,13 @@ class GeneratedDistances(Measure):
         name, network = self.asked.features
         device = self.asked.device
         batches = self.asked.track(self.asked.tested()[0].split(BATCH), "features")
-        d = between([embedded(network, x.to(device)) for x in batches], self._made, name, self.asked.seed)
+        d = between(
+            [embedded(network, x.to(device)) for x in batches],
+            self._made,
+            name,
+            self.asked.seed,
+            f"{self.asked.pixels}, rounded to uint8",
+        )
         deviation = "" if d.kid_deviation is None else f" ± {d.kid_deviation:.2g}"
         rows = [(f"FID (features: {name})", f"{d.fid:.2f}"), (f"KID (features: {name})", f"{d.kid:.4g}{deviation}")]
         protocol = (

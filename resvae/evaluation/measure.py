@@ -34,6 +34,7 @@ class Asked:
     probe_images: int | None
     neighbours: bool
     pictures: bool
+    pixels: str = "the mean of p(x|z)"  # what generated images are
 
     def tested(self) -> tuple[Tensor, Tensor]:
         """The measured images ``[N, C, H, W]``, uint8, and their labels ``[N]``."""

@@ -50,7 +50,7 @@ class Reconstruction(Measure):
         originals, reconstructions = torch.cat(self._pairs, 1)[:, :SHOWN]
         pictures: dict[str, Picture] = {}
         if self._samples:
-            pictures["samples, the mean of p(x|z)"] = image_grid(torch.cat(self._samples) / 255, COLUMNS)
+            pictures[f"samples, {self.asked.pixels}"] = image_grid(torch.cat(self._samples) / 255, COLUMNS)
         pairs = beside(originals, reconstructions)
         pictures["images, each row over its reconstructions"] = image_grid(pairs, COLUMNS)
         return Found({"psnr": None, "ssim": None} | figures, rows, pictures=pictures)

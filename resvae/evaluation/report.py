@@ -99,13 +99,20 @@ def write_report(report: Report, path: Path) -> list[Path]:
     return [path, table, page]
 
 
-def generate(vae: ImageVAE, num: int, seed: int = 0, batch_size: int = BATCH) -> Iterator[Tensor]:
-    """Batches of samples at temperature 1, uint8 ``[B, C, H, W]``: means of p(x|z), rounded to the 256 values."""
+def generate(
+    vae: ImageVAE,
+    num: int,
+    seed: int = 0,
+    batch_size: int = BATCH,
+    temperature: float | Sequence[float] = 1.0,
+    pixel_noise: bool = False,
+) -> Iterator[Tensor]:
+    """Batches of ``vae.sample``, uint8 ``[B, C, H, W]``: rounded to the 256 values."""
     seeds = torch.Generator().manual_seed(seed)
     for start in range(0, num, batch_size):
         # One stream per batch: nothing of it is left between two batches, where the caller draws its own numbers.
         with isolated(vae, int(torch.randint(2**62, (), generator=seeds))):
-            x = (255 * vae.sample(min(batch_size, num - start))).round().to(torch.uint8)
+            x = (255 * vae.sample(min(batch_size, num - start), temperature, pixel_noise)).round().to(torch.uint8)
         yield x
 
 
@@ -123,6 +130,8 @@ def evaluate(
     probe_images: int | None = None,
     neighbours: bool = False,
     pictures: bool = False,
+    temperature: float | list[float] = 1.0,
+    pixel_noise: bool = False,
     more: Sequence[type[Measure]] = (),
     source: str | None = None,
     track: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, what: items,
@@ -142,6 +151,8 @@ def evaluate(
         probe_images: training images of the linear probe, at most. Default: no probe.
         neighbours: whether to look for the training images nearest to samples.
         pictures: whether to generate samples for a picture.
+        temperature: of the samples: a factor on the prior's standard deviation, or one per level.
+        pixel_noise: whether samples are drawn from p(x|z); default: its mean.
         more: measures of your own.
         source: where the weights come from, for the record.
         track: wraps long work, of the name given, to show its progress.
@@ -156,6 +167,8 @@ def evaluate(
     sets = images if isinstance(images, ImageSets) else None
     device = next(model.parameters()).device
     bound, generated = (num_samples, iw_images), (features, num_generated, probe_images, neighbours, pictures)
+    told = "drawn from p(x|z)" if pixel_noise else "the mean of p(x|z)"
+    generated += (f"{told} at temperature {temperature}",)
     asked = Asked(model, device, sets, split, num, seed, track, *bound, *generated)
     kinds = (Bounds, *ALWAYS, GeneratedDistances, LinearProbe, NearestImages, *more)  # in the table's order
     measures = [kind(asked) for kind in kinds if kind.field == model.field]
@@ -171,7 +184,8 @@ def evaluate(
     if not total:
         raise ResvaeError("images: there are none to evaluate on")
     made, wanted = 0, max(measure.generated for measure in measures)
-    samples = generate(model, wanted, seed) if wanted else ()  # pyright: ignore[reportArgumentType]
+    vae: Any = model  # nothing else has measures that want samples
+    samples = generate(vae, wanted, seed, BATCH, temperature, pixel_noise) if wanted else ()
     for batch in track(samples, "generating"):
         for measure in measures:
             if made < measure.generated:

@@ -11,7 +11,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from resvae.data import ImageSets
 from resvae.errors import ResvaeError
-from resvae.evaluation import Found, Measure, evaluate
+from resvae.evaluation import Found, Measure, evaluate, generate
 from resvae.models import VAE, HierarchicalVAE
 from resvae.models.levels import Level
 from resvae.provenance import commit
@@ -231,14 +231,34 @@ def test_a_measure_of_one_s_own():
     assert f"| brightness | {report.brightness:.3f} |" in report.table()
 
 
+def test_samples_are_of_the_temperature_and_the_pixels_that_were_asked_for():
+    vae = HierarchicalVAE((1, 1), 2, 2, image_shape=(1, 8, 8), widths=(8, 8), strides=(1, 2))
+    judge = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    judge[0].register_forward_pre_hook(lambda _, x: (x[0].float() / 255,))
+    asked = {"features": ("a judge", judge), "num": 50, "pictures": True}
+    cold, same, noisy = (
+        evaluate(vae, ImageSets("digits"), **asked, **how)
+        for how in ({"temperature": 0.0}, {"temperature": [0.0, 0.0]}, {"temperature": 0.0, "pixel_noise": True})
+    )
+    assert cold.distances.fid == same.distances.fid
+    assert noisy.distances.fid != cold.distances.fid
+    assert cold.distances.pixels == "the mean of p(x|z) at temperature 0.0, rounded to uint8"
+    assert noisy.distances.pixels == "drawn from p(x|z) at temperature 0.0, rounded to uint8"
+    assert "samples, drawn from p(x|z) at temperature 0.0" in noisy.found[1].pictures
+    made = list(generate(vae, 4, batch_size=2, temperature=0.0))
+    assert torch.equal(made[0], made[1])  # nothing is left to chance
+    with pytest.raises(ResvaeError, match="temperature: -1 is not allowed"):
+        evaluate(vae, ImageSets("digits"), **asked, temperature=-1)
+
+
 @pytest.mark.parametrize("kind", ["VAE", "HierarchicalVAE"])
-def test_the_encoder_runs_once_per_batch_and_samples_are_drawn_once(kind):
+def test_the_encoder_runs_once_per_batch_and_samples_are_drawn_once(kind, monkeypatch):
     torch.manual_seed(0)
     shape = {"image_shape": (1, 8, 8), "widths": (8, 8), "strides": (1, 2)}
     vae = VAE((1, 1), 4, **shape) if kind == "VAE" else HierarchicalVAE((1, 1), 2, 2, **shape)
     encoded, drawn, sample = [], [], vae.sample
     vae.encoder.stem.register_forward_hook(lambda *_: encoded.append(1))
-    vae.sample = lambda num: drawn.append(num) or sample(num)
+    monkeypatch.setattr(vae, "sample", lambda num, *how: drawn.append(num) or sample(num, *how))
     judge = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     judge[0].register_forward_pre_hook(lambda _, x: (x[0].float() / 255,))
     asked = {"features": ("a judge", judge), "neighbours": True, "pictures": True, "num": 299, "iw_images": 255}
