@@ -1,5 +1,6 @@
 """The command line: which verb, and what becomes of its errors. Nothing heavy is imported before a verb needs it."""
 
+import json
 import os
 import signal
 import sys
@@ -24,8 +25,10 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "bench": (TRAIN, "verbs.bench", "speed on this machine", "--config configs/cifar10.yaml --out bench.json"),
     "study": (TRAIN, "studies", "what residuals do", "--help lists the studies"),
     "sample": (USE, "verbs.sample", "draw new images", "runs/quickstart --num 64 --out samples.png"),
-    "reconstruct": (USE, "verbs.reconstruct", "originals beside", "runs/quickstart --num 32 --out pairs.png"),
-    "interpolate": (USE, "verbs.interpolate", "between test images", "runs/quickstart --steps 8 --out rows.png"),
+    "reconstruct": (USE, "verbs.reconstruct", "originals beside", "runs/quickstart a.jpg b.png --out pairs.png"),
+    "interpolate": (USE, "verbs.interpolate", "from one to another", "runs/quickstart a.jpg b.png --out rows.png"),
+    "encode": (USE, "verbs.encode", "images to latents", "runs/quickstart folder/ --out latents.npz"),
+    "decode": (USE, "verbs.decode", "latents to images", "runs/quickstart latents.npz --out images/"),
     "evaluate": (USE, "verbs.evaluate", "ELBO, IW-k, FID, ...", "runs/quickstart --num_samples 100 --out report.json"),
     "export": (USE, "verbs.export", "a folder to share", "runs/quickstart my-digits"),
 }
@@ -106,6 +109,8 @@ def _call(function: Callable[..., Any], verb: str, arguments: list[str]) -> None
     """Call a function with the arguments that its signature describes."""
     from jsonargparse import auto_cli
 
+    if "pictures" in signature(function).parameters:
+        arguments = _pictures(arguments)
     word = verb.split()[-1]
     needed = {name for name, each in signature(function).parameters.items() if each.default is each.empty}
     auto_cli(
@@ -116,6 +121,13 @@ def _call(function: Callable[..., Any], verb: str, arguments: list[str]) -> None
         default_env=any(f"RESVAE_{word.upper()}__{name.upper()}" in os.environ for name in needed),  # no options
         env_prefix=f"RESVAE_{word.upper()}_",  # and one more underscore before the name
     )
+
+
+def _pictures(arguments: list[str]) -> list[str]:
+    """The words between the model and the first option as ``--pictures``, which takes a list."""
+    first = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    words = arguments[1:first]
+    return [*arguments[:1], *([f"--pictures={json.dumps(words)}"] if words else []), *arguments[max(first, 1) :]]
 
 
 def _import_own(module: str) -> None:

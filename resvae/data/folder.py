@@ -1,12 +1,8 @@
 """A folder of image files."""
 
-import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +10,12 @@ import numpy as np
 import torch
 
 from resvae.data.layout import EXTENSIONS, Layout, layout_of
+from resvae.data.pictures import read_all
 from resvae.data.sources import Images, Request, Source, split_off
 from resvae.data.store import Contents, gather
 from resvae.errors import ResvaeError
-from resvae.progress import progress
 
 NEEDS_PATH = True
-GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
-SIXTEEN = 257  # 65535 / 255
-WHITE = 255
 
 
 def read(request: Request) -> Source:
@@ -69,12 +62,13 @@ def _brief(layout: Layout, sets: dict[str, Images]) -> str:
 def _gathered(layout: Layout, request: Request) -> tuple[dict[str, Images], tuple[str, ...]]:
     """The images of each split, and sentences on what was met in them."""
     files = [(split, file, name) for split, each in layout.files.items() for file, name in each.items()]
+    size = None if request.image_size is None else (request.image_size, request.image_size)
     kept: list[int] = []  # places in ``files``
     grey, facts = [True], Counter[str]()
 
     def parts() -> Iterator[np.ndarray]:
         shape = None
-        for i, picture in enumerate(_read_all([file for _, file, _ in files], request)):
+        for i, picture in enumerate(read_all([file for _, file, _ in files], size, request.on_corrupt)):
             if picture is None:
                 facts["left out, as they cannot be read"] += 1
                 continue
@@ -113,84 +107,6 @@ def _size(files: list[Path], size: int | None) -> tuple[int, int]:
         with suppress(Exception), Image.open(file) as picture:  # decoders of broken files raise anything
             return picture.height, picture.width
     return 0, 0
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What a file holds: pixels ``H W 3``, whether it is grey, and what else is worth a word."""
-
-    pixels: np.ndarray
-    grey: bool
-    met: list[str]
-
-
-def _read_all(files: list[Path], request: Request) -> Iterator[Picture | None]:
-    """The pictures in order, read by several threads; None for one that cannot be read and is to be skipped."""
-
-    def attempt(file: Path) -> Picture | Exception:
-        try:
-            return _decoded(file, request.image_size)
-        except Exception as error:  # decoders of broken files raise anything
-            return error
-
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
-        results = threads.map(attempt, files)
-        try:
-            for file, result in zip(progress(files, f"reading {len(files):,} images"), results, strict=True):
-                yield _checked(file, result, request.on_corrupt)
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _checked(file: Path, result: Picture | Exception, on_corrupt: str) -> Picture | None:
-    """The picture, or None for one that is to be skipped; else ``ResvaeError``."""
-    if isinstance(result, Picture):
-        return result
-    if isinstance(result, ResvaeError):
-        raise result
-    if on_corrupt == "refuse":
-        raise ResvaeError(
-            f"data.path: {file} is not an image that can be read; remove it or set data.on_corrupt to skip"
-        ) from result
-    warnings.warn(f"skipped {file}: not an image that can be read", stacklevel=2)
-    return None
-
-
-def _decoded(name: Path, size: int | None) -> Picture:
-    """A file's picture, turned as its EXIF says, of 8 bits, on white, and with ``size`` cut square and scaled."""
-    from PIL import Image, ImageOps
-
-    met = []
-    with Image.open(name) as file:
-        if getattr(file, "n_frames", 1) > 1:
-            met.append("of several frames: the first is taken")
-        picture: Any = file
-        picture.load()
-        try:
-            if file.getexif().get(0x0112, 1) != 1:
-                met.append("turned as their EXIF says")
-            picture = ImageOps.exif_transpose(file)
-        except Exception:  # the pixels are there all the same
-            met.append("with EXIF that cannot be read: taken as they are")
-        mode, transparent = picture.mode, picture.mode in ("RGBA", "LA", "PA", "La", "RGBa")
-        transparent |= "transparency" in picture.info
-        if mode.startswith("F"):
-            raise ResvaeError(f"data.path: {name} has floating-point pixels; whole numbers of 8 or 16 bits are allowed")
-        if mode.startswith("I"):
-            values = np.asarray(picture)
-            if values.min() < 0 or values.max() > SIXTEEN * 255:
-                raise ResvaeError(f"data.path: {name} has more than 16 bits per channel; 8 or 16 are allowed")
-            met.append("of 16 bits: scaled to 8")
-            picture = Image.fromarray(np.round(values / SIXTEEN).astype(np.uint8))
-        elif transparent:
-            picture = picture.convert("RGBA")
-            if picture.getchannel("A").getextrema()[0] < WHITE:
-                met.append("with transparency: put on white")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        picture = picture.convert("RGB")
-    if size is not None:
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
-    return Picture(np.asarray(picture), mode in GREY, met)
 
 
 def _key(layout: Layout, request: Request) -> list[Any]:

@@ -184,6 +184,14 @@ class ImageVAE(ImageModel):
         """``[B, D]``: the posterior's mean less the prior's given the latents above: what the image itself decides."""
         return self.posterior(x).mean
 
+    def latents(self, x: Tensor | Encoded) -> list[tuple[Tensor, Tensor]]:
+        """The posterior's mean and standard deviation by level, coarsest first; a level's are given the means above.
+
+        Both are ``[B, ...]``; the means, flattened and side by side, are what ``decode`` takes.
+        """
+        q = self.posterior(x)
+        return [(q.mean, q.stddev)]
+
     def at_mean(self, x: Tensor | Encoded) -> tuple[Tensor, Distribution]:
         """The posterior's mean ``[B, D]``, and p(x|z) there."""
         z = self.posterior(x).mean

@@ -211,6 +211,11 @@ class HierarchicalVAE(ImageVAE):
         """As ``ImageVAE`` says; the decoder runs once."""
         return self.descend(self._tempered(temperature), num=num)[0]
 
+    def latents(self, x: Tensor | Encoded) -> list[tuple[Tensor, Tensor]]:
+        """As ``ImageVAE`` says, each ``[B, K, h, w]``."""
+        _, visits = self.descend(mean_of, x, fit=False)
+        return [(visit.posterior.mean, visit.posterior.stddev) for visit in visits if visit.posterior]
+
     def at_mean(self, x: Tensor | Encoded) -> tuple[Tensor, Distribution]:
         """As ``ImageVAE`` says; the decoder runs once."""
         p, visits = self.descend(mean_of, x, fit=False)

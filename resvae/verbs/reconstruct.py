@@ -2,21 +2,44 @@
 
 from typing import Any
 
-from resvae.evaluation.grids import PICTURES, beside, save_grid
-from resvae.files import writable
+import torch
+
+from resvae.errors import ResvaeError
+from resvae.evaluation.grids import PICTURES, beside
+from resvae.models import HierarchicalVAE
 from resvae.storage import load_vae
-from resvae.verbs.images import first_images
+from resvae.verbs.images import images_for
+from resvae.verbs.output import output, write_images
 
 
-def reconstruct(model: str, num: int = 32, out: str = "reconstructions.png", **images: Any) -> None:
-    """Write a grid of images, each row above the row of its reconstructions.
+def reconstruct(
+    model: str,
+    pictures: list[str] = [],  # noqa: B006  it is not changed
+    num: int = 32,
+    num_levels: int | None = None,
+    out: str = "reconstructions.png",
+    **images: Any,
+) -> None:
+    """Write a grid of images, each row above the row of its reconstructions; or the reconstructions alone.
 
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
-        num: number of images.
-        out: a .png in a folder that exists.
+        pictures: files of your own, or folders of them: resvae reconstruct MODEL a.jpg b.png; default: a data set.
+        num: number of images of the data set.
+        num_levels: how many levels of latents see the image, the coarsest first; default: all.
+        out: a .png of images and reconstructions; a new folder or an .npz for the reconstructions.
     """
-    writable(out, *PICTURES)
+    path = output(out)
     vae = load_vae(model)
-    x = first_images(vae, model, num, **images)
-    print(f"wrote {save_grid(beside(x.cpu() / 255, vae.reconstruct(x).cpu()), out, min(8, len(x)))}")
+    levels = {}
+    if num_levels is not None:
+        if not isinstance(vae, HierarchicalVAE):
+            raise ResvaeError(f"num_levels: {num_levels} is not allowed; {type(vae).__name__} has one level")
+        levels = {"num_levels": num_levels}
+    batches = images_for(vae, model, pictures, num, **images)
+    if path.suffix not in PICTURES or path.is_dir():
+        print(write_images(((names, vae.reconstruct(x, **levels)) for names, x in batches), path))
+        return
+    pairs = [(x.cpu() / 255, vae.reconstruct(x, **levels).cpu()) for _, x in batches]
+    originals, reconstructions = (torch.cat(part) for part in zip(*pairs, strict=True))
+    print(write_images([([], beside(originals, reconstructions))], path, min(8, len(originals))))

@@ -3,10 +3,9 @@
 import torch
 
 from resvae.errors import at_least
-from resvae.evaluation.grids import PICTURES, save_grid
-from resvae.files import writable
 from resvae.progress import progress
 from resvae.storage import load_vae
+from resvae.verbs.output import output, write_images
 
 
 def sample(
@@ -17,7 +16,7 @@ def sample(
     seed: int = 0,
     out: str = "samples.png",
 ) -> None:
-    """Draw images from the prior and write them as one grid.
+    """Draw images from the prior and write them.
 
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
@@ -25,12 +24,13 @@ def sample(
         temperature: factor on the prior's standard deviation; a list: one per level of latents, coarsest first.
         pixel_noise: draw the pixels from p(x|z); default: its mean.
         seed: of the noise.
-        out: a .png in a folder that exists.
+        out: a .png of all images, a new folder for one .png each, or an .npz (arr_0, uint8 N H W C).
     """
     at_least(1, num=num)
-    writable(out, *PICTURES)
+    path = output(out)
     vae = load_vae(model)
     torch.manual_seed(seed)
-    chunks = [min(256, num - i) for i in range(0, num, 256)]
-    images = [vae.sample(n, temperature, pixel_noise).cpu() for n in progress(chunks, "sampling")]
-    print(f"wrote {save_grid(torch.cat(images), out)}")
+    names = [f"{i:06d}" for i in range(num)]
+    chunks = [names[i : i + 256] for i in range(0, num, 256)]
+    batches = ((each, vae.sample(len(each), temperature, pixel_noise)) for each in progress(chunks, "sampling"))
+    print(write_images(batches, path))
