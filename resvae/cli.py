@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "decode": (USE, "verbs.decode", "latents to images", "runs/quickstart latents.npz --out images/"),
     "evaluate": (USE, "verbs.evaluate", "ELBO, IW-k, FID, ...", "runs/quickstart --num_samples 100 --out report.json"),
     "export": (USE, "verbs.export", "a folder to share", "runs/quickstart my-digits"),
+    "push": (USE, "verbs.push", "share on the Hub", "runs/quickstart user/my-digits"),
 }
 STUDIES = {
     "wrapper": "Residual around convolutions and recurrent layers, beside the same without",

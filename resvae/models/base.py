@@ -4,13 +4,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from resvae.errors import ResvaeError, at_least
+from resvae.files import place
 from resvae.probability import ElboTerms, Likelihood, importance_bound
 from resvae.probability.likelihoods import LIKELIHOODS
 
@@ -48,6 +50,35 @@ class ImageModel(nn.Module, ABC):
     def encoded(self, x: Tensor) -> Any:
         """What ``evaluate`` hands to its measures in place of a batch of images; by default the images themselves."""
         return x
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Self:
+        """A model in eval mode from a folder that ``save_pretrained`` wrote, or ``user/model`` on the Hub.
+
+        Raises ``ResvaeError`` where there is nothing, and for a model of another class.
+        """
+        from resvae.models.pretrained import CONFIG, fetch, load_folder  # which imports this module
+
+        folder = place(source)
+        model = load_folder(folder if (folder / CONFIG).is_file() else fetch(str(source), revision))
+        if not isinstance(model, cls):
+            raise ResvaeError(f"model: {source} is a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``, as ``resvae.storage.save`` does."""
+        from resvae.models.pretrained import save
+
+        save(self, folder)
+
+    def push_to_hub(self, name: str, private: bool | None = None, revision: str | None = None) -> str:
+        """Upload the model as ``user/model`` of the Hugging Face Hub; returns its address. ``ResvaeError`` if it fails.
+
+        ``private``: whether only you see it, where it is new. ``revision``: a branch, which is made; default: main.
+        """
+        from resvae.models.pretrained import push_model
+
+        return push_model(self, name, private, revision)
 
     def check_labels(self, y: Tensor, data: str | None) -> None:
         """Raise ``ResvaeError`` where the model cannot use the labels ``y [N]`` of a data set; by default it can."""

@@ -8,6 +8,7 @@ import yaml
 from resvae.data import ImageSets
 from resvae.errors import ResvaeError
 from resvae.files import place
+from resvae.models.pretrained import HUB, fetch
 from resvae.runs.folder import CONFIG, SHIPPED, read_summary
 
 # fields of a run's data that only its training needs
@@ -35,7 +36,7 @@ def data_of(
     """The images to use a model on.
 
     Args:
-        model: a run's folder or the name of shipped weights.
+        model: a run's folder, the name of shipped weights or a model on the Hub.
         data: the name of a data set; default: that of the run.
         path: of the folder or .npz, for the data sets of those names; default: that of the run.
         root: the folder of downloaded sets; default: that of the run, or ``data``.
@@ -44,7 +45,7 @@ def data_of(
     Raises:
         ResvaeError: neither a data set nor a run; images of another shape than the model's.
     """
-    run = place(model)
+    run = fetch(model) if model.startswith(HUB) else place(model)
     config = run / CONFIG
     if not config.is_file():
         config = SHIPPED / model / CONFIG
