@@ -16,7 +16,7 @@ from helpers_runs import ENVIRONMENT, VAE, checkpoint, command, files, logged, n
 from PIL import Image
 
 import resvae
-from resvae.cli import main
+from resvae.cli import VERBS, main
 from resvae.runs.data import data_of
 from resvae.training.configuration import parse
 
@@ -183,11 +183,11 @@ def test_an_error_of_the_code_is_not_hidden_and_control_c_is_a_line_and_its_own_
 def test_help_lists_every_verb_with_an_example(capsys, arguments):
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for verb in ("fit", "validate", "test", "sweep", "sample", "reconstruct", "interpolate", "evaluate"):
+    for verb in VERBS:
         assert f"resvae {verb} " in text
 
 
-@pytest.mark.parametrize("verb", ["fit", "test", "sample", "reconstruct", "interpolate", "evaluate", "sweep", "export"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("study", "export")])
 def test_every_verb_tells_its_options(capsys, verb):
     with suppress(SystemExit):
         main([verb, "--help"])

@@ -142,17 +142,17 @@ def evaluate(
         model: a VAE or a classifier; it is put into eval mode, and back.
         images: a data set; or batches, uint8 or float32 in [0, 1], ``[B, C, H, W]``, with or without labels ``[B]``.
         num_samples: the largest k of the importance-weighted bound; 1, 10, 100, ... below it are reported too.
-        seed: of all noise; the caller's random stream is left alone.
-        iw_images: how many of the images, the first, the importance-weighted bound is taken of. Default: all.
+        seed: of all noise.
+        iw_images: of how many of the images that bound is taken. Default: all.
         split: of the data set: train, val or test.
-        num: how many images of the data set, the first. Default: all.
+        num: the first images of the data set. Default: all.
         features: the name of a feature network, and the network, for FID, KID and neighbours. Default: none.
         num_generated: samples for FID and KID. Default: as many as images.
-        probe_images: training images of the linear probe, at most. Default: no probe.
-        neighbours: whether to look for the training images nearest to samples.
+        probe_images: training images of the linear probe. Default: no probe.
+        neighbours: look for the training images nearest to samples.
         pictures: whether to generate samples for a picture.
-        temperature: of the samples: a factor on the prior's standard deviation, or one per level.
-        pixel_noise: whether samples are drawn from p(x|z); default: its mean.
+        temperature: factor on the prior's standard deviation, or one per level.
+        pixel_noise: draw the pixels of samples.
         more: measures of your own.
         source: where the weights come from, for the record.
         track: wraps long work, of the name given, to show its progress.

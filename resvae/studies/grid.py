@@ -15,9 +15,7 @@ from resvae.runs.folder import CONFIG, has_ended, latest_checkpoint
 from resvae.runs.lock import locked
 from resvae.studies.processes import Job, Workers
 from resvae.studies.table import Row
-from resvae.training.configuration import Configuration, parse, read_configuration
-
-EVERY = "All options of `resvae fit` are allowed too, for all runs: --trainer.max_epochs 10 --data.limit 5000."
+from resvae.training.configuration import Configuration, helped, parse, read_configuration
 
 
 @dataclass(frozen=True)
@@ -135,11 +133,7 @@ def parse_grid(
         parser.add_argument("--cpus", type=int, default=1, help="with --ray: cores per run")
         parser.add_argument("--gpus", type=float, default=0, help="with --ray: GPUs per run")
 
-    if {"-h", "--help"} & set(arguments):
-        parser = ArgumentParser(prog=f"resvae {verb}", description=f"{description} {EVERY}")
-        parser.add_argument("--config", default=config, help="the YAML of the base configuration")
-        options(parser)
-        parser.print_help()
+    if helped(verb, description, arguments, options, config):
         return None
     if not files_in(arguments):
         if config is None:

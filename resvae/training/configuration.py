@@ -38,6 +38,7 @@ TRAINER: dict[str, Any] = {
 # What may differ between two configurations of the same training: where it goes, and what is shown meanwhile.
 ELSEWHERE = ("config", "name", "runs", "ckpt_path", "weights_only", "trainer.enable_progress_bar")
 WRITTEN_BY = "pytorch_lightning"  # in the first line of a configuration that a run wrote
+EVERY = "All options of `resvae fit` are allowed too: --trainer.max_epochs 10 --data.limit 5000."
 Tree = dict[str, Any]
 
 
@@ -132,6 +133,19 @@ def parse(
     return Configuration(field, values), Namespace({name: values.pop(name) for name in own})
 
 
+def helped(
+    verb: str, description: str, arguments: Sequence[str], add: Callable[[ArgumentParser], None], config: str | None
+) -> bool:
+    """Whether help was asked for and printed: a verb's own options alone; those of ``fit`` are many."""
+    if not {"-h", "--help"} & set(arguments):
+        return False
+    parser = ArgumentParser(prog=f"resvae {verb}", description=f"{description} {EVERY}")
+    parser.add_argument("--config", default=config, help="the YAML of the base configuration")
+    add(parser)
+    parser.print_help()
+    return True
+
+
 def read_configuration(path: Path) -> Configuration:
     """The configuration in a file, whatever the environment says.
 
@@ -159,6 +173,8 @@ def run_parser(field: str, verb: str = "fit") -> ArgumentParser:
     parser.add_argument("--runs", type=str, default="runs", help="the folder of all runs")
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="of all noise; true: a random one")
     parser.add_argument("--ckpt_path", type=str | None, help="resume from: last, best, or a checkpoint's file")
+    parser.add_argument("--init_from", type=str | None, help="begin with the weights of a MODEL, of any run or name")
+    parser.add_argument("--init_partial", type=bool, default=False, help="with init_from: leave out what does not fit")
     parser.add_argument(
         "--weights_only", type=bool | None, help="of no use: no checkpoint runs code"
     )  # older runs' files

@@ -39,6 +39,7 @@ from resvae.training.checkpoints import (
     lost_process,
 )
 from resvae.training.configuration import Configuration, read_configuration
+from resvae.training.initial import start_from
 from resvae.training.loggers import drop_rows_after, make_loggers
 from resvae.training.refusals import refuse, refuse_trainer
 from resvae.training.resume import changes
@@ -84,10 +85,13 @@ def fit(configuration: Configuration) -> None:
     _seed(values)
     parts = configuration.instantiate()
     model, data = parts.model, parts.data
+    begun = []
+    if values.init_from is not None and resumed is None:
+        begun = [start_from(model.model, values.init_from, values.init_partial)]
     trainer = _trainer(values, parts, folder)
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     refuse(values, model, data, trainer, resumed)
-    told = [*changed, *_chosen(model, data, trainer, values)]
+    told = [*changed, *begun, *_chosen(model, data, trainer, values)]
     writes = getattr(rank_zero_only, "rank", 0) == 0  # of several processes the first; the others write nothing
     prepared = new and folder.exists()
     if writes:

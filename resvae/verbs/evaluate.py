@@ -29,10 +29,10 @@ def evaluate(
     Args:
         model: a run's folder, a .ckpt, a saved folder or the name of shipped weights.
         features: the network of FID and KID: none, inception, or a MODEL that is a ResNetClassifier.
-        probe: whether to train linear classifiers on the representations.
+        probe: train linear classifiers on the latents and features.
         probe_images: training images of the probe, at most.
         data: the data set; default: the run's own.
-        path: of the folder or .npz, for the data sets of those names; default: the run's own.
+        path: of the folder or .npz; default: the run's own.
         root: where data sets are; default: the run's own, or ``data``.
         split: train, val or test.
         out: a .json in a folder that exists; the table (.md) and a page of plots (.png) go beside it.
