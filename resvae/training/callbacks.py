@@ -181,7 +181,9 @@ class ImageGrids(Callback):
             loggers: list[Any] = trainer.loggers
             for logger in loggers:
                 if hasattr(logger, "log_image"):  # W&B
-                    logger.log_image(key=name, images=[str(path)])
+                    logger.log_image(
+                        key=name, images=[str(path)], caption=[f"{name}, epoch {trainer.current_epoch + 1}"]
+                    )
                 elif hasattr(logger.experiment, "add_image"):  # TensorBoard
                     logger.experiment.add_image(name, image_grid(images, columns), trainer.global_step)
 

@@ -182,7 +182,7 @@ def run_parser(field: str, verb: str = "fit") -> ArgumentParser:
         "--tracker",
         type=Tracker,
         default="auto",
-        help="beside metrics.csv: wandb (offline if you are not logged in), tensorboard, none; auto: wandb if there",
+        help="beside metrics.csv: wandb (offline if not logged in), tensorboard, none; auto: wandb if logged in",
     )
     parser.add_argument(
         "--save_every_n_steps", type=int, default=500, help="number of updates between two checkpoints of last.ckpt"

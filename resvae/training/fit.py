@@ -106,6 +106,8 @@ def fit(configuration: Configuration) -> None:
                 drop_rows_after(folder / "metrics.csv", resumed["global_step"])
         if writes and told:
             print("\n".join(told), flush=True)
+        for logger in trainer.loggers[1:]:  # the first is the CSV, beside config.yaml
+            logger.log_hyperparams(configuration.tree())
         try:
             trainer.fit(model, datamodule=data, ckpt_path=path)
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Where a run logs: CSV always; W&B and TensorBoard where they are wanted and installed.
+"""Where a run logs: CSV always; W&B for who is logged in, and W&B or TensorBoard where they are asked for.
 
 Lightning's internals used here: ``ExperimentWriter._check_log_dir_exists`` and the loggers' ``_experiment``.
 """
@@ -6,6 +6,7 @@ Lightning's internals used here: ``ExperimentWriter._check_log_dir_exists`` and 
 import csv
 import importlib.util
 import os
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,9 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 from resvae.errors import ResvaeError
-from resvae.files import write_atomically
+from resvae.files import write_atomically, write_text
 
+WANDB_ID = "wandb_id"  # in the run's folder
 Tracker = Literal["auto", "wandb", "tensorboard", "none"]
 
 
@@ -62,39 +64,68 @@ def drop_rows_after(metrics: Path, step: int) -> None:
 
 
 def make_loggers(folder: Path, tracker: Tracker) -> list[Logger]:
-    """The run's loggers. With ``auto``, W&B where it is installed, and offline if the user is not logged in.
+    """The run's loggers. With ``auto``, W&B if you are logged in or ``WANDB_MODE`` is set; ``wandb`` is offline else.
+
+    W&B's own variables say where a run goes: WANDB_PROJECT (default: resvae), WANDB_ENTITY, WANDB_TAGS, WANDB_NOTES.
+    A resumed run is the same W&B run. With WANDB_LOG_MODEL=true its best checkpoint is uploaded at the end.
 
     Raises:
         ResvaeError: a tracker that was named is not installed.
     """
     loggers: list[Logger] = [RunCSVLogger(folder)]
-    spec = importlib.util.find_spec(tracker if tracker != "auto" else "wandb") if tracker != "none" else None
-    installed = spec is not None and spec.origin is not None  # not just a folder of that name, which W&B leaves behind
-    if tracker in ("wandb", "tensorboard") and not installed:
-        raise ResvaeError(f"tracker: {tracker} is not installed: pip install 'resvae[{tracker}]'")
+    if tracker == "auto":
+        tracker = "wandb" if _installed("wandb") and ("WANDB_MODE" in os.environ or _logged_in()) else "none"
+    if tracker == "none":
+        return loggers
+    if not _installed(tracker):
+        raise ResvaeError(f"tracker: {tracker} is not installed: pip install {tracker}")
     if tracker == "tensorboard":
         from pytorch_lightning.loggers import TensorBoardLogger
 
-        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
-    elif installed:
-        loggers.append(_wandb(folder))
-    return loggers
+        return [*loggers, TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)]
+    return [*loggers, _wandb(folder)]
+
+
+def _installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # not just a folder of that name, which W&B leaves behind
 
 
 def _wandb(folder: Path) -> Logger:
     from pytorch_lightning.loggers import WandbLogger
 
+    kept = folder / WANDB_ID
+    name = os.environ.get("WANDB_RUN_ID") or (kept.read_text() if kept.is_file() else uuid.uuid4().hex[:8])
+
     class RunWandbLogger(WandbLogger):
         """Ends its W&B run with the training, so that the next training in this process starts another."""
+
+        @property
+        @rank_zero_experiment
+        def experiment(self) -> Any:
+            """The W&B run; its identity is written down, so that a resumed run goes on with it."""
+            if self._experiment is None:
+                write_text(kept, name)
+            return super().experiment
 
         def finalize(self, status: str) -> None:
             super().finalize(status)
             if self._experiment is not None:
+                best = folder / "checkpoints/best.ckpt"
+                if os.environ.get("WANDB_LOG_MODEL", "").lower() in ("true", "end", "1") and best.is_file():
+                    self._experiment.log_artifact(str(best), f"{name}-best", "model")
                 self._experiment.finish()
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    offline = "WANDB_MODE" not in os.environ and not _logged_in()
-    return RunWandbLogger(name=folder.name, save_dir=str(folder), project="resvae", offline=offline)
+    return RunWandbLogger(
+        name=folder.name,
+        save_dir=str(folder),
+        project=os.environ.get("WANDB_PROJECT", "resvae"),
+        entity=os.environ.get("WANDB_ENTITY"),
+        id=name,
+        resume="allow",
+        offline="WANDB_MODE" not in os.environ and not _logged_in(),
+    )
 
 
 def _logged_in() -> bool:

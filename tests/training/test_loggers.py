@@ -1,6 +1,7 @@
 """CSV always; W&B and TensorBoard where they are wanted and there."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -44,30 +45,56 @@ def test_a_folder_named_wandb_is_not_wandb(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
 def test_a_tracker_asked_for_by_name_and_missing_is_refused(tmp_path, absent, tracker):
-    with pytest.raises(ResvaeError, match=rf"tracker: {tracker} is not installed: pip install 'resvae\[{tracker}\]'"):
+    with pytest.raises(ResvaeError, match=rf"tracker: {tracker} is not installed: pip install {tracker}"):
         make_loggers(tmp_path / "run", tracker)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_wandb_offline_holds_the_scalars_and_the_pictures(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+@pytest.fixture
+def logged_out(tmp_path, monkeypatch):
+    """Nobody is logged in to W&B, and none of its variables are set."""
+    for name in [*filter(lambda name: name.startswith("WANDB_"), os.environ), "WANDB_MODE", "WANDB_API_KEY"]:
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wandb_offline_holds_configuration_scalars_and_pictures(tmp_path, monkeypatch, logged_out):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_PROJECT", "my-project")
+    monkeypatch.setenv("WANDB_TAGS", "first-tag,second-tag")
+    monkeypatch.setenv("WANDB_NOTES", "my notes")
+    monkeypatch.setenv("WANDB_LOG_MODEL", "true")
     fit(tmp_path / "before", "wandb")  # its W&B run ends with it
     run = fit(tmp_path, "wandb")
     assert wandb.run is None
+    assert main(command(tmp_path, "--tracker wandb --trainer.max_epochs 2 --ckpt_path last")) == 0
     wandb.teardown()  # waits until all is on disk
-    (offline,) = (run / "wandb").glob("offline-run-*")
-    pictures = {path.name.split("_")[0] for path in (offline / "files/media/images").glob("*.png")}
+    first, resumed = sorted((run / "wandb").glob("offline-run-*"), key=lambda path: path.stat().st_mtime)
+    name = (run / "wandb_id").read_text()
+    assert first.name.endswith(name)
+    assert resumed.name.endswith(name)  # the same W&B run
+    pictures = {path.name.split("_")[0] for path in (first / "files/media/images").glob("*.png")}
     assert pictures == {"samples", "reconstructions"}
-    (log,) = offline.glob("*.wandb")
+    (log,) = first.glob("*.wandb")
     content = log.read_bytes()
-    for name in (b"val/loss", b"val/bits_per_dim", b"train/elbo", b"train/grad_norm", b"train/images_per_second"):
-        assert name in content
+    scalars = (b"val/loss", b"val/bits_per_dim", b"train/elbo", b"train/grad_norm", b"train/images_per_second")
+    about = (b"latent_dim", b"samples, epoch 1", b"my-project", b"second-tag", b"my notes", f"{name}-best".encode())
+    for expected in (*scalars, *about):
+        assert expected in content
     assert rows(run / "metrics.csv")  # the CSV beside it
+
+
+def test_auto_is_wandb_for_who_is_logged_in(tmp_path, monkeypatch, logged_out):
+    pytest.importorskip("wandb")
+    assert len(make_loggers(tmp_path / "run", "auto")) == 1
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert len(make_loggers(tmp_path / "run", "auto")) == 2
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert len(make_loggers(tmp_path / "run", "auto")) == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_wandb_is_online_only_for_who_is_logged_in(tmp_path, monkeypatch):
