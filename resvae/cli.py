@@ -48,6 +48,7 @@ STUDIES = {
 END = """
 An option that the command line does not give is read from the environment:
   RESVAE_FIT__MODEL__VAE__INIT_ARGS__DEPTH=40 resvae fit --config configs/quickstart.yaml
+--device cpu (or cuda, cuda:1, mps, ...) computes there, with every verb; RESVAE_DEVICE does the same.
 RESVAE_IMPORT=my_module imports a module first: one that registers models of your own, for instance.
 """
 
@@ -97,6 +98,7 @@ def _run(verb: str, rest: list[str]) -> None:
         if name not in STUDIES:
             raise ResvaeError(f"verb: study {name} is not known; one of {', '.join(STUDIES)}")
         place, verb = f"studies.{name}", f"study {name}"
+    rest = _device(rest)
     for own in filter(None, os.environ.get("RESVAE_IMPORT", "").split(",")):
         _import_own(own)
     module = import_module(f"resvae.{place}")
@@ -122,6 +124,19 @@ def _call(function: Callable[..., Any], verb: str, arguments: list[str]) -> None
         default_env=any(f"RESVAE_{word.upper()}__{name.upper()}" in os.environ for name in needed),  # no options
         env_prefix=f"RESVAE_{word.upper()}_",  # and one more underscore before the name
     )
+
+
+def _device(arguments: list[str]) -> list[str]:
+    """The arguments without ``--device NAME``, which goes to the environment: other processes read it there, too."""
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--device":
+            after = i + 1 if equals else i + 2
+            if not (value or arguments[i + 1 : after]):
+                raise ResvaeError("device: a name is missing: cpu, cuda, cuda:1, mps, ...")
+            os.environ["RESVAE_DEVICE"] = value or arguments[i + 1]
+            return [*arguments[:i], *arguments[after:]]
+    return arguments
 
 
 def _pictures(arguments: list[str]) -> list[str]:

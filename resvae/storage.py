@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from resvae.devices import chosen
 from resvae.errors import ResvaeError
 from resvae.files import place
 from resvae.models import ImageModel, ImageVAE
@@ -50,12 +51,12 @@ def load(source: str | Path) -> Any:
 
 
 def load_as(source: str | Path, kind: type[Kind], field: str = "model") -> Kind:
-    """``load`` a model of one kind, to the GPU where there is one; ``ResvaeError`` names ``field`` for another kind."""
+    """``load`` a model of one kind, onto the chosen device; ``ResvaeError`` names ``field`` for another kind."""
     model = load(source)
     if not isinstance(model, kind):
         wanted = kind.__name__.removeprefix("Image")
         raise ResvaeError(f"{field}: {source} is a {type(model).__name__}, not a {wanted}")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(chosen())
 
 
 load_vae = partial(load_as, kind=ImageVAE)  # what samples and reconstructs

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resvae.devices import double
 from resvae.evaluation.measure import Asked, Found, Measure
 from resvae.models import Encoded
 from resvae.probability import ElboTerms, running_bound
@@ -48,7 +49,7 @@ class ActiveUnits:
 
     def update(self, shift: Tensor) -> None:
         """Add posterior means less prior means ``[B, ...]``."""
-        values = shift.detach().flatten(1).double().cpu()
+        values = shift.detach().flatten(1).cpu().double()
         # Welford's update in batches: sums of squares alone would cancel for means far from 0.
         num = self._num + len(values)
         mean = values.mean(0)
@@ -156,4 +157,4 @@ def _draw_curve(curve: Sequence[Bound], bits_per_dim: float | None, elbo: float,
 
 
 def _mean(values: Iterable[Tensor]) -> Tensor:
-    return torch.cat(list(values)).double().mean(0)
+    return double(torch.cat(list(values))).mean(0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resvae.devices import double
 from resvae.evaluation.grids import image_grid
 from resvae.evaluation.measure import COLUMNS, Asked, Found, Measure
 
@@ -36,11 +37,11 @@ def nearest(
     """
     # float64 is exact for whole pixel values: an image's distance to itself is 0, not the root of a rounding error.
     scale, embed = (255, lambda x: x.flatten(1)) if embed is None else (1, embed)
-    q = torch.cat([embed(part).double() for part in queries.split(chunk)])
+    q = torch.cat([double(embed(part)) for part in queries.split(chunk)])
     best = q.new_full((len(q), 0), torch.inf)
     index = best.long()
     for start in range(0, len(bank), chunk):
-        part = embed(bank[start : start + chunk].to(q.device)).double()
+        part = double(embed(bank[start : start + chunk].to(queries.device)))
         found = torch.cat([best, torch.cdist(q, part)], 1)
         places = torch.arange(start, start + len(part), device=q.device).expand(len(q), -1)
         best, order = found.topk(min(num, found.shape[1]), largest=False)

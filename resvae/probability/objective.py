@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resvae.devices import double
 from resvae.errors import ResvaeError, at_least
 
 
@@ -85,7 +86,7 @@ def running_bound(log_weights: Iterable[Tensor]) -> Iterator[Tensor]:
 
     One log-weight is kept at a time. In float32 the thousandth sample of a bound of -30,000 nats would be lost.
     """
-    sums = itertools.accumulate((weight.double() for weight in log_weights), torch.logaddexp)
+    sums = itertools.accumulate((double(weight) for weight in log_weights), torch.logaddexp)
     return (total - math.log(k) for k, total in enumerate(sums, 1))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from resvae.devices import double
 from resvae.errors import ResvaeError, at_least
 from resvae.isolation import isolated
 from resvae.models import HierarchicalVAE, ImageModel
@@ -90,7 +91,7 @@ def figure(model: ImageModel, x: Tensor, y: Tensor, seed: int = 0) -> float:
     total = 0.0
     with isolated(model, seed):
         for images, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
-            total += model.figures(images, labels)[model.deciding].double().sum().item()
+            total += double(model.figures(images, labels)[model.deciding]).sum().item()
     return total / len(x)
 
 
@@ -110,7 +111,7 @@ def descend(vae: HierarchicalVAE, x: Tensor, level: int = -1, mean: bool = False
         for images in x.split(BATCH):
             p, visits = vae.descend(choose, images)
             kls = [kl_divergence(v.posterior, v.prior).flatten(1).sum(1) for v in visits if v.posterior]
-            total = total + torch.stack([-p.log_prob(images / 255), *kls]).double().sum(1).cpu()
+            total = total + double(torch.stack([-p.log_prob(images / 255), *kls])).sum(1).cpu()
     total[1:] *= torch.tensor([number != level for number in vae.stochastic])
     return (total / (len(x) * per)).tolist()
 

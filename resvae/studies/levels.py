@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from resvae.devices import double
 from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.grids import save_grid
 from resvae.models import HierarchicalVAE
@@ -79,7 +80,7 @@ def row(vae: HierarchicalVAE, x: Tensor, num_levels: int, seed: int = 0) -> Row:
         kl.append(each[-1] if own else torch.zeros_like(total))
         error = (vae.reconstruct(seen, num_levels) - seen.x).square().flatten(1).mean(1)
         psnr.append(-10 * error.clamp(min=1e-10).log10())
-    nats = -torch.cat(elbo).double().mean().item()
+    nats = -double(torch.cat(elbo)).mean().item()
     bits = nats / (math.prod(vae.image_shape) * math.log(2))
     size = "x".join(map(str, vae.latent_shapes[num_levels - 1][1:])) if num_levels else ""
     figure = {"bits/dim": bits} if vae.likelihood.discrete else {"loss": nats}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resvae.devices import double
 from resvae.errors import ResvaeError, at_least
 from resvae.isolation import isolated
 from resvae.models import HierarchicalVAE
@@ -91,7 +92,7 @@ def gradient_norms(model: Any, x: Tensor, y: Tensor, length: int, draws: int = 1
             along = path_gradients(model, images, labels)
             chosen = [set(rng.permutation(n)[:length].tolist()) for _ in range(draws)]
             # float64: the squares of a long path's gradient are too small for float32
-            norms.append(torch.stack([along(path).double().flatten(1).norm(dim=1) for path in chosen]))
+            norms.append(torch.stack([double(along(path)).flatten(1).norm(dim=1) for path in chosen]))
     return torch.cat(norms, 1).cpu()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resvae.data import Split
+from resvae.devices import chosen
 from resvae.errors import ResvaeError, at_least
 from resvae.files import place, write_atomically
 from resvae.models import ImageModel
@@ -118,6 +119,6 @@ class Record:
 
     def write(self, name: str, rows: Sequence[Row], notes: str) -> str:
         """``name.md`` and ``name.csv``; the notes also name the machine and the commit. Returns the Markdown."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = chosen()
         at = f", commit {self._kept['commit'][:7]}" if self._kept["commit"] else ""
         return write_table(rows, self.folder, name, f"{notes} {hardware(device)}{at}.")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resvae.devices import double
 from resvae.models import ImageModel
 from resvae.models.levels import Level
 from resvae.probability import Likelihood
@@ -71,11 +72,11 @@ def deviations(model: ImageModel, x: Tensor, y: Tensor, batch_size: int = 250) -
     ``[L]``, float64.
     """
     path = main_path(model)
-    sums = torch.zeros(len(path), 3, dtype=torch.float64, device=x.device)  # number, sum, sum of squares
+    sums = torch.zeros(len(path), 3, dtype=torch.float64)  # number, sum, sum of squares
 
     def add(i: int, module: nn.Module, args: Any, h: Tensor) -> None:
-        h = h.double()
-        sums[i] += torch.stack([torch.ones_like(h).sum(), h.sum(), h.square().sum()])
+        h = double(h)
+        sums[i] += torch.stack([torch.ones_like(h).sum(), h.sum(), h.square().sum()]).cpu()
 
     with ExitStack() as hooks:
         for i, (_, module) in enumerate(path):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resvae.data import ImageDataModule, Images
+from resvae.devices import chosen
 from resvae.errors import at_least
 from resvae.networks.residual import MergeName, Residual, make_merge
 from resvae.progress import progress
@@ -94,7 +95,7 @@ def wrapper(
         out: the folder of table and plot; a study that was stopped resumes there, and takes more merges or seeds.
     """
     at_least(1, merges=len(merges), seeds=seeds, epochs=epochs)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen()
     digits = ImageDataModule("digits", protocol="test_as_validation")
     data, test = (Images((digits.images(s) / 255).to(device), digits.labels(s).to(device)) for s in ("train", "test"))
     record = Record(out, {"epochs": epochs})

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import sys
 import warnings
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from resvae.devices import VARIABLE, chosen
 from resvae.errors import LostProcessError, ResvaeError, one_line
 from resvae.files import place, write_text
 from resvae.runs.folder import CONFIG, best_checkpoint, latest_checkpoint, next_free
@@ -210,6 +212,10 @@ def _seed(values: Namespace) -> None:
 def _trainer(values: Namespace, parts: Namespace, folder: Path | None) -> pl.Trainer:
     """The trainer; with a folder, with the loggers, checkpoints and progress of the run that is trained there."""
     options: dict[str, Any] = {**parts.trainer}
+    if os.environ.get(VARIABLE) and options["accelerator"] == "auto":
+        device = chosen()
+        options["accelerator"] = device.type
+        options["devices"] = options["devices"] if device.index is None else [device.index]
     given = options["callbacks"] or []
     callbacks: list[Callback] = [*given] if isinstance(given, list) else [given]
     callbacks += [parts[name] for name in ("early_stopping", "images") if name in parts]

@@ -12,6 +12,7 @@ from resvae.benchmark.operations import by_kind
 from resvae.benchmark.report import Report, Row, Section
 from resvae.benchmark.steps import Training
 from resvae.benchmark.timing import Case, Timed, take_turns
+from resvae.devices import chosen
 from resvae.errors import ResvaeError, at_least
 from resvae.files import writable
 from resvae.progress import progress
@@ -76,7 +77,7 @@ def bench(
     Raises:
         ResvaeError: the configuration trains a classifier; pythae is not installed, or takes other images.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen()
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     training = Training(configuration, device)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from resvae.devices import chosen
 from resvae.errors import ResvaeError
 from resvae.evaluation import evaluate
 from resvae.files import place, writable
@@ -64,7 +65,7 @@ def export(
     dtype = torch.float16 if half else torch.float32
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         written = save(model, Path(temporary) / folder.name, dtype)  # its own only when all of it is there
-        model = load(written).to("cuda" if torch.cuda.is_available() else "cpu")
+        model = load(written).to(chosen())
         report = evaluate(model, data, num_samples, iw_images=iw_images, source=folder.name)
         card = CARD.format(
             report=report,

@@ -1,0 +1,36 @@
+"""The device to compute on: what ``RESVAE_DEVICE`` names, or this machine's accelerator, or its CPU."""
+
+import os
+
+import torch
+from torch import Tensor
+
+from resvae.errors import ResvaeError, one_line
+
+VARIABLE = "RESVAE_DEVICE"  # ``--device`` of the command line sets it
+
+
+def chosen() -> torch.device:
+    """The device that was asked for, or the best one that there is.
+
+    Raises:
+        ResvaeError: it is not there.
+    """
+    best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    name = os.environ.get(VARIABLE)
+    if not name:
+        return best
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).add_(1)
+    except Exception as error:  # each kind of device has its own
+        there = sorted({"cpu", best.type})
+        raise ResvaeError(
+            f"device: {name} is not here ({one_line(error)[:60]}); this machine has {', '.join(there)}"
+        ) from error
+    return device
+
+
+def double(x: Tensor) -> Tensor:
+    """``x`` as float64, on the CPU where its device has none (Apple's)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
