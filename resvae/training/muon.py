@@ -88,8 +88,8 @@ class Muon(Optimizer):
     def __init__(
         self,
         params: Iterable[nn.Parameter],
-        lr: float = 0.007,
-        adamw_lr: float = 0.003,
+        lr: float = 0.003,
+        adamw_lr: float = 0.0005,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
