@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from resvae.errors import ResvaeError
 
@@ -34,6 +35,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text ``write_atomically``."""
     write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_npz(path: Path, arrays: dict[str, Any]) -> None:
+    """Write arrays by their names as an .npz ``write_atomically``."""
+    import numpy as np
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # by its name alone, numpy would add an ending
+            np.savez(file, **arrays)
+
+    write_atomically(path, write)
 
 
 def writable(out: str | Path, *endings: str) -> Path:

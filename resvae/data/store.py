@@ -18,7 +18,7 @@ from torch import Tensor
 
 from resvae.data.sources import Images, Request
 from resvae.errors import ResvaeError
-from resvae.files import write_atomically
+from resvae.files import write_atomically, write_npz
 
 FOLDER = ".resvae"  # of the stores, beside what they hold
 VERSION = 2  # of what a store holds
@@ -138,14 +138,10 @@ class Store:
                     shape[:] = part.shape[1:]
                     file.write(np.ascontiguousarray(part).data)
 
-        def facts(temporary: Path) -> None:
-            known = contents()
-            told = {"counts": known.counts, "channels": known.channels, "notes": known.notes, "shape": shape}
-            with temporary.open("wb") as file:
-                np.savez(file, facts=np.array(json.dumps(told)), labels=known.labels)
-
         write_atomically(self.pixels, pixels)
-        write_atomically(self.contents, facts)
+        known = contents()
+        told = {"counts": known.counts, "channels": known.channels, "notes": known.notes, "shape": shape}
+        write_npz(self.contents, {"facts": np.array(json.dumps(told)), "labels": known.labels})
 
 
 def gather(

@@ -1,12 +1,11 @@
 """``resvae encode``: images to the latents of each level."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from resvae.files import writable, write_atomically
+from resvae.files import writable, write_npz
 from resvae.storage import load_vae
 from resvae.verbs.images import images_for
 
@@ -37,11 +36,6 @@ def encode(
     for i, parts in enumerate(zip(*levels, strict=True)):
         for name, each in zip(("mean", "scale"), zip(*parts, strict=True), strict=True):
             arrays[f"{name}_{i:02d}"] = np.concatenate(each)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-
-    write_atomically(path, write)
+    write_npz(path, arrays)
     shapes = ", ".join("x".join(map(str, part.shape[1:])) for name, part in arrays.items() if name.startswith("mean"))
     print(f"wrote {path} ({len(names):,} images; latents by level: {shapes})")

@@ -10,7 +10,7 @@ from torchvision.utils import save_image
 
 from resvae.errors import ResvaeError
 from resvae.evaluation.grids import PICTURES, save_grid
-from resvae.files import writable, write_atomically
+from resvae.files import writable, write_npz
 
 
 def output(out: str) -> Path:
@@ -43,13 +43,7 @@ def write_images(batches: Iterable[tuple[list[str], Tensor]], out: Path, columns
         for told, x in batches:
             names += told
             parts.append((255 * x.cpu()).round().to(torch.uint8).permute(0, 2, 3, 1))
-        arrays = {"arr_0": torch.cat(parts).numpy(), "names": np.array(names)}
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-
-        write_atomically(out, write)
+        write_npz(out, {"arr_0": torch.cat(parts).numpy(), "names": np.array(names)})
         return f"wrote {out} ({len(names):,} images)"
     if out.suffix and not out.is_dir():
         return f"wrote {save_grid(torch.cat([x.cpu() for _, x in batches]), out, columns)}"
