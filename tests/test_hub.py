@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_runs import ENVIRONMENT, command, refused
+from helpers_runs import ENVIRONMENT, command
 
 from resvae import VAE, HierarchicalVAE
 from resvae.cli import main
@@ -224,4 +224,7 @@ def test_a_folder_is_a_place_too(tmp_path):
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refused(capsys, ["sample", "hf://ann/digits"], "pip install huggingface_hub")
+    said = "resvae: error: model: the Hub needs the package huggingface_hub: pip install huggingface_hub\n"
+    for arguments in (["sample", "hf://ann/digits"], ["evaluate", "hf://ann/digits"]):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err == said
