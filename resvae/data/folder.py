@@ -67,7 +67,9 @@ def _gathered(layout: Layout, request: Request) -> tuple[dict[str, Images], tupl
     grey, facts = [True], Counter[str]()
 
     def parts() -> Iterator[np.ndarray]:
-        shape = None
+        kept.clear()  # it may be a second attempt
+        facts.clear()
+        grey[0], shape = True, None
         for i, picture in enumerate(read_all([file for _, file, _ in files], size, request.on_corrupt)):
             if picture is None:
                 facts["left out, as they cannot be read"] += 1

@@ -100,7 +100,7 @@ def rows(path: Path, name: str) -> Iterator[np.ndarray]:
         if dtype.hasobject:
             raise ValueError(f"{name} holds objects")
         if by_columns or not shape:  # the rows do not stand one after another
-            yield from np.array_split(array(path, name), 1)
+            yield array(path, name)
             return
         each = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
         for start in range(0, shape[0], ROWS):

@@ -15,7 +15,7 @@ from resvae.runs.folder import CONFIG, has_ended, latest_checkpoint
 from resvae.runs.lock import locked
 from resvae.studies.processes import Job, Workers
 from resvae.studies.table import Row
-from resvae.training.configuration import Configuration, helped, parse, read_configuration
+from resvae.training.configuration import Configuration, parse, printed_help, read_configuration
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def parse_grid(
         parser.add_argument("--cpus", type=int, default=1, help="with --ray: cores per run")
         parser.add_argument("--gpus", type=float, default=0, help="with --ray: GPUs per run")
 
-    if helped(verb, description, arguments, options, config):
+    if printed_help(verb, description, arguments, options, config):
         return None
     if not files_in(arguments):
         if config is None:

@@ -133,7 +133,7 @@ def parse(
     return Configuration(field, values), Namespace({name: values.pop(name) for name in own})
 
 
-def helped(
+def printed_help(
     verb: str, description: str, arguments: Sequence[str], add: Callable[[ArgumentParser], None], config: str | None
 ) -> bool:
     """Whether help was asked for and printed: a verb's own options alone; those of ``fit`` are many."""

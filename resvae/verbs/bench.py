@@ -17,7 +17,7 @@ from resvae.errors import ResvaeError, at_least
 from resvae.files import writable
 from resvae.progress import progress
 from resvae.provenance import origin
-from resvae.training.configuration import Configuration, helped, numbers, parse
+from resvae.training.configuration import Configuration, numbers, parse, printed_help
 
 WHAT = "Measure how fast a configuration trains and samples on this machine, beside what the machine can do."
 MIB = 2**20
@@ -38,7 +38,7 @@ def main(verb: str, arguments: list[str]) -> None:
         parser.add_argument("--peers", type=bool, default=False, help="pythae's ResNet VAE, where it is installed")
         parser.add_argument("--out", type=str | None, help="a .json; tables (.md) and plots (.png) go beside it")
 
-    if helped(verb, WHAT, arguments, add, None):
+    if printed_help(verb, WHAT, arguments, add, None):
         return
     configuration, own = parse(arguments, verb, add)
     at_least(1, num=own.num)

@@ -20,7 +20,7 @@ what to train
   --model.precision auto            or bf16, fp32; auto: bf16 where the hardware computes in it
   --model.compile true              let torch.compile build the training graph
 on which images
-  --data.name cifar10               or cifar100, svhn, mnist, fashion_mnist, digits, folder, npz
+  --data.name cifar10               or cifar100, svhn, mnist, fashion_mnist, digits, folder, npz, imagenet
   --data.path FILE                  of a folder or an .npz
   --data.batch_size 128             images per update
   --data.validation 0.1             number or share of the training images to set apart

@@ -1,6 +1,7 @@
 """``resvae push``: a trained model on the Hugging Face Hub, with a card that describes it."""
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,7 @@ def push(
             raise ResvaeError(f"data: it is not allowed for {run}, which is exported already")
         card = folder / "README.md"
         told = card.read_text() if card.is_file() else f"# {model}\n"
-        shared = Path(temporary) / "shared"
-        shared.mkdir()
-        for file in folder.iterdir():
-            if file.is_file() and file != card:
-                (shared / file.name).write_bytes(file.read_bytes())
+        shared = shutil.copytree(folder, Path(temporary) / "shared")
         (shared / "README.md").write_text(f"---\n{metadata(model, folder / REPORT)}\n---\n\n{told}")
         print(f"wrote {upload(shared, name, private, revision)}; resvae sample {HUB}{user}/{model}")
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_data import npz
+from PIL import Image
 
 from resvae import ImageDataModule
 from resvae.data import store
@@ -113,6 +114,41 @@ def test_memory_is_what_a_container_may_use(tmp_path: Path, monkeypatch: pytest.
     assert store.memory() == machine > 2**20
     limit.write_text("1048576\n")
     assert store.memory() == 2**20
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_folder_in_a_file_is_the_folder_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        pixels = rng.integers(0, 256, (5, 4) if mode == "L" else (5, 4, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i:02d}.png")
+    arguments: dict[str, Any] = {"name": "folder", "path": str(tmp_path), "validation": 3}
+    held = ImageDataModule(**arguments)
+    monkeypatch.setattr(store, "memory", lambda: 100)
+    kept = ImageDataModule(**arguments)
+    assert isinstance(kept.split("train").x, Stored)
+    assert kept.image_shape == held.image_shape == (1 if mode == "L" else 3, 5, 4)
+    for split in ("train", "val", "test"):
+        assert torch.equal(kept.images(split), held.images(split))
+
+
+def test_a_disk_that_fills_up_while_a_cache_is_written_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(12):
+        Image.new("RGB", (4, 4), (i, i, i)).save(tmp_path / f"{i:02d}.png")
+
+    def full(path: Path, write: Any) -> None:
+        write(tmp_path / "partly")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "write_atomically", full)
+    module = ImageDataModule("folder", path=str(tmp_path), cache=True, validation=2)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        module.setup()
+    seen = torch.cat([module.images(split) for split in ("train", "val", "test")])[:, 0, 0, 0]
+    assert sorted(seen.tolist()) == list(range(12))
+    assert len(torch.cat([module.labels(split) for split in ("train", "val", "test")])) == 12
 
 
 class TestImageNet:

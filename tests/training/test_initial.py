@@ -6,8 +6,11 @@ from helpers_runs import CLASSIFIER, VAE, checkpoint, command, files, refused
 
 from resvae import load
 from resvae.cli import main
+from resvae.errors import ResvaeError
 from resvae.models import VAE as Vae
+from resvae.models import ResNetClassifier
 from resvae.storage import save
+from resvae.training.initial import start_from
 
 SMALL = {"image_shape": (1, 8, 8), "widths": (8, 8), "strides": (1, 2)}
 NOTHING = "--trainer.max_steps 1 --model.optimizer torch.optim.SGD --model.optimizer.init_args.lr 0"
@@ -50,10 +53,14 @@ def test_what_does_not_fit_is_refused_or_left_out(tmp_path, first, capsys, confi
         assert torch.equal(trained["encoder.stem.0.weight"], given["encoder.stem.0.weight"])
 
 
-def test_another_class_can_share_its_encoder(tmp_path, capsys):
-    assert main(command(tmp_path, NOTHING, CLASSIFIER)) == 0
-    options = "--init_partial true --model.vae.init_args.depth [1,1,1] --model.vae.init_args.widths [16,32,64]"
-    more = "--model.vae.init_args.strides [1,2,2]"
-    capsys.readouterr()
-    assert main(command(tmp_path, f"{NOTHING} {options} {more} --name vae --init_from {tmp_path}/runs/run")) == 0
-    assert "tensors are from" in capsys.readouterr().out
+def test_a_classifier_takes_the_encoder_of_a_vae(first):
+    torch.manual_seed(8)
+    classifier = ResNetClassifier(Vae((1, 1), 4, **SMALL).encoder)
+    given, before = load(first).encoder.state_dict(), classifier.classifier.weight.clone()
+    with pytest.raises(ResvaeError, match=r"init_from: .* tensors of .* do not fit this model"):
+        start_from(classifier, str(first), partial=False)
+    said = start_from(classifier, str(first), partial=True)
+    assert said.startswith(f"weights: {len(given)} of {len(given) + 2} tensors")
+    for name, value in classifier.encoder.state_dict().items():
+        assert torch.equal(value, given[name])
+    assert torch.equal(classifier.classifier.weight, before)
