@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from helpers_runs import refused
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resvae import VAE, HierarchicalVAE
 from resvae.cli import main
 from resvae.data import ImageSets
 from resvae.storage import load, save
+from resvae.verbs.images import images_for
 
 COLOUR = {"image_shape": (3, 8, 8), "widths": (8, 8), "strides": (1, 2)}
 
@@ -79,7 +80,12 @@ def test_reconstruct_takes_files_and_folders(capsys):
     assert images[2].dtype == np.uint8
 
 
-def test_a_grey_model_sees_grey(capsys):
+def test_a_grey_model_sees_grey():
+    ((names, x),) = images_for(load("grey"), "grey", ["mine/more/a.PNG", "mine/a.png"], None)
+    assert names == ["a", "a-2"]
+    assert np.array_equal(x[0, 0].numpy(), np.asarray(Image.open("mine/more/a.PNG")))
+    cut = ImageOps.fit(Image.open("mine/a.png"), (8, 8), Image.Resampling.LANCZOS)
+    assert np.array_equal(x[1, 0].numpy(), np.asarray(cut.convert("L")))
     assert main(["reconstruct", "grey", "mine", "--out", "grey.npz"]) == 0
     assert arrays("grey.npz")["arr_0"].shape == (3, 8, 8, 1)
 

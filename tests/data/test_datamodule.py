@@ -11,8 +11,11 @@ import pytorch_lightning as pl
 import torch
 from helpers_data import GREY, npz, same
 from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from torch.utils.data import DistributedSampler
 
 from resvae.data import ImageDataModule
+from resvae.data.module import EpochSampler, ImageDataset
+from resvae.data.sources import Images
 from resvae.errors import ResvaeError
 
 
@@ -145,3 +148,21 @@ def test_interrupted_step_is_taken_again(tmp_path: Path, step: int) -> None:
 def test_after_a_fit_the_loader_is_whole(tmp_path: Path) -> None:
     trainer: Any = fit(tmp_path, max_epochs=1).trainer
     assert len(list(trainer.datamodule.train_dataloader())) == 5
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2, 3])
+@pytest.mark.parametrize("num_images", [7, 12])
+def test_the_order_of_an_epoch_is_torch_s_own_for_every_process(num_replicas, num_images):
+    x = torch.zeros(num_images, 1, 2, 2, dtype=torch.uint8)
+    dataset = ImageDataset(Images(x, torch.zeros(num_images, dtype=torch.long)), seed=5)
+    for rank in range(num_replicas):
+        whole = DistributedSampler(dataset, num_replicas, rank, shuffle=True, seed=5)
+        ours, rest = EpochSampler(dataset), EpochSampler(dataset, lambda: 2)
+        for each in (ours, rest):  # as they are where torch.distributed runs
+            each.num_replicas, each.rank = num_replicas, rank
+            each.num_samples, each.total_size = whole.num_samples, whole.total_size
+        for epoch in (0, 3):
+            for each in (whole, ours, rest):
+                each.set_epoch(epoch)
+            assert list(ours) == list(whole)
+            assert list(rest) == list(whole)[2:]

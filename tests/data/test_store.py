@@ -124,6 +124,7 @@ def test_a_folder_in_a_file_is_the_folder_in_memory(tmp_path: Path, monkeypatch:
         Image.fromarray(pixels).save(tmp_path / f"{i:02d}.png")
     arguments: dict[str, Any] = {"name": "folder", "path": str(tmp_path), "validation": 3}
     held = ImageDataModule(**arguments)
+    held.setup()
     monkeypatch.setattr(store, "memory", lambda: 100)
     kept = ImageDataModule(**arguments)
     assert isinstance(kept.split("train").x, Stored)

@@ -8,6 +8,7 @@ from torch import nn
 
 from resvae.models import VAE, HierarchicalVAE, ReferenceVAE, ResNetClassifier
 from resvae.networks import BlockConfig
+from resvae.networks.blocks import ResidualBlock
 from resvae.networks.segments import Blocks, chains, set_segment, through
 
 BATCH_NORM = BlockConfig(norm="batch", order="full_pre")
@@ -92,3 +93,10 @@ def test_segments_in_one_graph():
     found = step(model, x)
     for name in expected.keys() & dict(model.named_parameters()).keys():
         assert found[name].isfinite().all()  # the noise differs from that of the eager model
+
+
+def test_blocks_between_two_levels_are_one_chain():
+    for level_block, lengths in ((False, [2, 1, 2]), (True, [3, 2, 3])):
+        vae = HierarchicalVAE((3, 2), (1, 2), **SMALL, level_block=level_block)
+        assert [len(chain) for chain in vae.chains()] == lengths
+        assert all(isinstance(block, ResidualBlock) for chain in vae.chains() for block in chain)
