@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
@@ -26,7 +25,7 @@ from resvae.models.levels import (
 from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetEncoder, latent_levels, vae_blocks
 from resvae.networks.blocks import ResidualBlock
-from resvae.networks.resnet import final_layers, start_small
+from resvae.networks.resnet import LastLayer, final_layers
 from resvae.networks.segments import through
 from resvae.probability import ElboTerms, LikelihoodChoice, make_likelihood
 
@@ -114,10 +113,8 @@ class HierarchicalVAE(ImageVAE):
                 stage.append(ResidualBlock(width, out, stride=stride, up=True, config=block, residual_scale=scale))
             self.stages.append(stage)
         self.final = final_layers(widths[0], block)
-        self.out = nn.Conv2d(widths[0], self.likelihood.num_features * patch**2, 1)
-        self.patch = patch
+        self.out = LastLayer(widths[0], self.likelihood.num_features, patch, self.likelihood.order)
         self.hidden_layers = ("out",) if self.likelihood.has_layers else ()
-        start_small(self.out)
         _, height, width = self.image_shape
         self.latent_shapes = [  # of each level, (K, h, w)
             (latent_channels, height // stride, width // stride)
@@ -178,7 +175,7 @@ class HierarchicalVAE(ImageVAE):
                     visits.append(Visit(z, prior, posterior))
                 h = h + module.project(z)
                 level += 1
-        features = F.pixel_shuffle(self.out(self.final(h)), self.patch)
+        features = self.out(self.final(h))
         return self.likelihood(features, seen.x if seen is not None and fit else None), visits
 
     def encoder_features(self, x: Tensor) -> list[Tensor]:

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
@@ -135,11 +136,9 @@ class ResNetDecoder(nn.Module):
         self.dense = nn.Linear(latent_dim, math.prod(self.in_shape))
         self.stages = _stages(widths[0], blocks, widths, strides, config, up=True, stem=False)
         self.final = final_layers(widths[-1], config)
-        self.out = nn.Conv2d(widths[-1], out_channels * patch**2, 1)
-        self.patch = patch
+        self.out = LastLayer(widths[-1], out_channels, patch)
         nn.init.normal_(self.dense.weight, std=latent_dim**-0.5)
         nn.init.zeros_(self.dense.bias)
-        start_small(self.out)
 
     def forward(self, z: Tensor) -> Tensor:
         """``z [B, D]`` to ``[B, out_channels, H, W]``."""
@@ -150,7 +149,7 @@ class ResNetDecoder(nn.Module):
         h = h.contiguous(memory_format=channels_last)  # the dense layer's rows are channels-first
         for stage in self.stages:
             h = stage(h)
-        return F.pixel_shuffle(self.out(self.final(h)), self.patch)
+        return self.out(self.final(h))
 
 
 def _stages(
@@ -178,11 +177,36 @@ def final_layers(channels: int, config: BlockConfig) -> nn.Module:
     return nn.Sequential(config.make_norm(channels), config.make_activation())
 
 
-def start_small(last: nn.Conv2d) -> None:
-    """Initialise a decoder's last layer so that training starts from the likelihood's own start at any depth."""
-    nn.init.normal_(last.weight, std=0.1 * last.in_channels**-0.5)
-    assert last.bias is not None
-    nn.init.zeros_(last.bias)
+class LastLayer(nn.Conv2d):
+    """A decoder's last layer: a convolution of 1x1 that makes ``patch`` x ``patch`` pixels of each of its own.
+
+    ::
+
+        [B in_channels h w] -> [B out_channels H W], or with an ``order`` [B 4 out_channels h w]
+
+    Args:
+        in_channels, out_channels: of the map, and of each pixel.
+        patch: pixels on each side.
+        order: row and column of the four pixels of a square of 2x2, which then stay side by side in this order, for a
+            likelihood that would only part them again. It counts where ``patch`` is 2. The weights are the same.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, patch: int = 1, order: Sequence[tuple[int, int]] | None = None
+    ):
+        super().__init__(in_channels, out_channels * patch**2, 1)
+        self.patch, self.order = patch, order if patch == 2 else None
+        nn.init.normal_(self.weight, std=0.1 * in_channels**-0.5)  # the start is the likelihood's own, at any depth
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[B, in_channels, h, w]`` to pixels."""
+        if self.order is None:
+            return F.pixel_shuffle(super().forward(input), self.patch)
+        weight, bias = (rows.unflatten(0, (-1, 2, 2)) for rows in (self.weight, self.bias) if rows is not None)
+        weight, bias = (torch.cat([rows[:, row, column] for row, column in self.order]) for rows in (weight, bias))
+        return F.conv2d(input, weight, bias)
 
 
 def _stem(kind: str, in_channels: int, channels: int, config: BlockConfig) -> nn.Sequential:

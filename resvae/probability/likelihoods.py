@@ -3,7 +3,7 @@
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ class Likelihood(nn.Module, ABC):
 
     num_features: int  # the channels that it reads
     discrete: bool = False  # whether it is a probability of the 256 values of a pixel
+    # Row and column of the four pixels of a square of 2x2, if it also takes their features side by side in this order.
+    order: Sequence[tuple[int, int]] | None = None
     has_layers: bool = False  # whether it has layers of its own: what makes its features then is no last layer
 
     def __init__(self, channels: int = 1):

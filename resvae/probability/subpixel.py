@@ -49,6 +49,7 @@ class SubPixelMixture(Likelihood):
     """
 
     discrete = has_layers = True
+    order = ORDER
 
     def __init__(self, channels: int, num_mixtures: int = 10, width: int = 64, layers: int = 1, scales: int = 1):
         super().__init__(channels)
@@ -59,15 +60,17 @@ class SubPixelMixture(Likelihood):
         self.first = Head(width, layers, 1, self.mixture.num_features)
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
-        """Features of images whose height and width 2 to the power of ``scales`` divides."""
+        """Features of images whose height and width 2 to the power of ``scales`` divides; or ``to_depth`` of them."""
         _, num, height, width = features.shape
-        size = 2 ** len(self.scales)
-        if num != self.num_features or height % size or width % size:
-            allowed = f"(batch, {self.num_features}, H, W) with H and W multiples of {size}"
+        divided = num == len(ORDER) * self.num_features
+        size = 2 ** (len(self.scales) - divided)
+        if (num != self.num_features and not divided) or height % size or width % size:
+            allowed = f"(batch, {self.num_features}, H, W) with H and W multiples of {2 ** len(self.scales)}"
             raise ResvaeError(f"features: shape {tuple(features.shape)} is not allowed; {allowed}")
         own: list[Tensor] = []  # of each scale's later sub-images, the finest first
-        for _ in self.scales:
-            features, rest = to_depth(features).split([num, AFTER_FIRST * num], 1)
+        for i in range(len(self.scales)):
+            parts = features if divided and i == 0 else to_depth(features)
+            features, rest = parts.split([self.num_features, AFTER_FIRST * self.num_features], 1)
             own.append(rest)
         first = self.mixture(self.first(features))
         later = [partial(scale, each) for scale, each in zip(self.scales, own, strict=True)]

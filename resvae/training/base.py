@@ -135,7 +135,9 @@ class LitModel(pl.LightningModule, ABC):
         self.train()
         self.means = Means()
         self._seed = torch.initial_seed()
-        self._compiled = torch.compile(self.objective) if self.compiles is True else None
+        # On a CPU torch draws noise many times as fast as a compiled loop does, number by number.
+        options: dict[str, Any] | None = {"fallback_random": True} if self.device.type == "cpu" else None
+        self._compiled = torch.compile(self.objective, options=options) if self.compiles is True else None
 
     def on_train_start(self) -> None:
         """Keep to the budget of memory; go on with this configuration's hyperparameters, whatever a checkpoint had."""

@@ -1,6 +1,6 @@
 """Muon: orthogonal updates for hidden convolutions, AdamW for all other parameters."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +22,21 @@ class Hidden(NamedTuple):
     groups: int
     transposed: bool
 
-    def matrices(self, weight: Tensor) -> Tensor:
-        """A view ``[groups, outputs, ...]`` of a weight; a transposed convolution has its inputs in front."""
+    def view(self, weight: Tensor, like: Tensor) -> Tensor:
+        """A view of 5 dimensions whose last three or first four, flattened, make its matrices, one per group.
+
+        A matrix's columns may have any order: theirs is the one in which ``like`` lies in memory, so that to flatten
+        the view copies nothing where ``weight`` lies as ``like`` does.
+        """
         parts = weight.unflatten(0, (self.groups, -1))
-        return parts.transpose(1, 2) if self.transposed else parts
+        if self.transposed:  # a transposed convolution has its inputs in front
+            return parts.permute(0, 1, 3, 4, 2)
+        strides = like.stride()
+        return parts.permute(0, 1, *(dim + 1 for dim in sorted((1, 2, 3), key=lambda dim: -strides[dim])))
+
+    def matrices(self, view: Tensor) -> Tensor:
+        """``[groups, outputs, all else]`` of a ``view``; of a transposed convolution its transpose."""
+        return view.flatten(1, 3) if self.transposed else view.flatten(2)
 
 
 def mark_hidden(model: nn.Module) -> None:
@@ -34,31 +45,37 @@ def mark_hidden(model: nn.Module) -> None:
         layer.weight.hidden = Hidden(layer.groups, isinstance(layer, nn.ConvTranspose2d))  # pyright: ignore
 
 
-def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Matrices, each ``[N, R, C]``, with their singular values moved to about 1, float32.
+def orthogonalised(matrices: Sequence[Tensor], scale: Callable[[int, int], float] = lambda *_: 1.0) -> list[Tensor]:
+    """Matrices, each ``[N, R, C]`` in float32, with their singular values moved to about ``scale(R, C)``.
 
     Newton and Schulz's iteration X <- (A + B S + C S^2) X, S = X X^T, is a polynomial in the first S times the first
-    X. So it runs on the small matrices S, and on all of one size together, whatever their other side is.
+    X. So it runs on the small matrices S, and on all of one size together, whatever their other side is. Only they are
+    divided by the norm of X, whose square is the trace of S.
     """
-    wide = [matrix.mT if matrix.shape[1] > matrix.shape[2] else matrix for matrix in matrices]
-    wide = [matrix / (matrix.norm(dim=(1, 2), keepdim=True) + 1e-7) for matrix in wide]
-    made = list(wide)
-    for size in {matrix.shape[1] for matrix in wide}:
-        places = [i for i, matrix in enumerate(wide) if matrix.shape[1] == size]
-        factors = _factors(torch.cat([wide[i] @ wide[i].mT for i in places]))
-        for i, factor in zip(places, factors.split([len(wide[i]) for i in places]), strict=True):
-            made[i] = factor @ wide[i]
-    return [x.mT if old.shape[1] > old.shape[2] else x for x, old in zip(made, matrices, strict=True)]
+    squares = [torch.bmm(x.mT, x) if x.shape[1] > x.shape[2] else torch.bmm(x, x.mT) for x in matrices]
+    norms = [square.diagonal(dim1=1, dim2=2).sum(1).sqrt()[:, None, None] + 1e-7 for square in squares]
+    made = list(matrices)
+    for size in {square.shape[1] for square in squares}:
+        places = [i for i, square in enumerate(squares) if square.shape[1] == size]
+        lengths = [len(squares[i]) for i in places]
+        norm = torch.cat([norms[i] for i in places])
+        factors = _factors(torch.cat([squares[i] for i in places]) / norm.square()) / norm
+        for i, factor in zip(places, factors.split(lengths), strict=True):
+            x = matrices[i]
+            factor = factor * scale(*x.shape[1:])
+            made[i] = torch.bmm(x, factor) if x.shape[1] > x.shape[2] else torch.bmm(factor, x)
+    return made
 
 
 def _factors(square: Tensor) -> Tensor:
     """By what the iteration multiplies X, given S ``[N, R, R]``."""
     whole = None
-    for _ in range(STEPS):
+    for step in range(STEPS):
         factor = torch.baddbmm(square, square, square, beta=B, alpha=C)
         factor.diagonal(dim1=1, dim2=2).add_(A)
-        square = factor @ square @ factor  # they commute
-        whole = factor if whole is None else factor @ whole
+        if step < STEPS - 1:
+            square = torch.bmm(torch.bmm(factor, square), factor)  # they commute
+        whole = factor if whole is None else torch.bmm(factor, whole)
     assert whole is not None
     return whole
 
@@ -139,13 +156,14 @@ class Muon(Optimizer):
         gradients, momenta = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        updates = [p.hidden.matrices(update) for p, update in zip(parameters, updates, strict=True)]
-        shapes = [update.shape for update in updates]
-        updates = orthogonalised([update.flatten(2).float() for update in updates])
-        torch._foreach_mul_(updates, [0.2 * max(update.shape[1:]) ** 0.5 for update in updates])
-        updates = [update.reshape(shape) for update, shape in zip(updates, shapes, strict=True)]
+        views = [p.hidden.view(p, like=p) for p in parameters]
+        matrices = [
+            p.hidden.matrices(p.hidden.view(update, like=p)).float()
+            for p, update in zip(parameters, updates, strict=True)
+        ]
+        updates = orthogonalised(matrices, lambda *sides: -group["lr"] * 0.2 * max(sides) ** 0.5)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_([p.hidden.matrices(p) for p in parameters], updates, alpha=-group["lr"])
+        torch._foreach_add_(views, [update.view(view.shape) for update, view in zip(updates, views, strict=True)])
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:

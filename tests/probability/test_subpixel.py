@@ -8,6 +8,7 @@ import torch
 
 from resvae import VAE, HierarchicalVAE, load, save
 from resvae.errors import ResvaeError
+from resvae.networks.resnet import LastLayer
 from resvae.probability import DiscretizedLogisticMixture, make_likelihood
 from resvae.probability.subpixel import ORDER, SubPixelDistribution, SubPixelMixture, to_depth, to_space
 
@@ -189,6 +190,24 @@ def test_models_train_score_sample_and_are_saved_with_it(tmp_path, model):
     assert tight > vae.elbo(x).elbo.mean() - 5
     twin = load(save(vae, tmp_path / "saved"))
     torch.testing.assert_close(twin.reconstruct(x), vae.reconstruct(x))
+
+
+@pytest.mark.parametrize(("scales", "patch"), [(1, 1), (1, 2), (2, 2), (1, 4)])
+def test_what_a_last_layer_makes_of_a_patch_is_the_same_without_a_detour(scales, patch):
+    torch.manual_seed(0)
+    likelihood = SubPixelMixture(3, num_mixtures=2, width=5, scales=scales)
+    layers = LastLayer(6, 5, patch), LastLayer(6, 5, patch, likelihood.order)
+    layers[1].load_state_dict(layers[0].state_dict())
+    h, x = torch.randn(2, 6, 8 // patch, 8 // patch), torch.rand(2, 3, 8, 8)
+    made = [layer(h) for layer in layers]
+    assert made[0].shape == (2, 5, 8, 8)
+    assert made[1].shape == ((2, 20, 4, 4) if patch == 2 else (2, 5, 8, 8))
+    found = [likelihood(features).log_prob(x) for features in made]
+    torch.testing.assert_close(*found)
+    gradients = [
+        torch.autograd.grad(each.sum(), list(layer.parameters())) for each, layer in zip(found, layers, strict=True)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_a_batch_mate_never_changes_a_result(likelihood):
