@@ -142,4 +142,6 @@ def parse_grid(
     for file in files_in(arguments):
         if not place(file).is_file():
             raise ResvaeError(f"{verb}: the configuration {file} does not exist")
-    return parse(arguments, verb, options, ["--name=sweep", "--runs=runs", "--ckpt_path=null"])
+    base, own = parse(arguments, verb, options, ["--name=sweep", "--runs=runs", "--ckpt_path=null"])
+    base.take_shape()  # each run is given a whole configuration
+    return base, own

@@ -1,6 +1,6 @@
 """What the training of every model shares: guarded updates, the weights' average, checkpoints.
 
-Lightning's internals used here: ``epoch_loop._batches_that_stepped`` and ``LightningModule._trainer``.
+Lightning's internals used here: ``_Loop``, ``epoch_loop._batches_that_stepped`` and ``LightningModule._trainer``.
 """
 
 import json
@@ -15,6 +15,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loops.loop import _Loop
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -141,6 +142,12 @@ class LitModel(pl.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Keep to the budget of memory; go on with this configuration's hyperparameters, whatever a checkpoint had."""
+        loop = self.trainer.fit_loop
+        if loop.restarted_on_epoch_end:
+            # With a limit of updates Lightning takes the epoch that had ended for one to go on with, and ends it again,
+            # without a validation. Without the limit it begins the next, as here.
+            _Loop.restarting.fset(loop, False)  # pyright: ignore[reportOptionalCall]
+            loop.reset()
         if self._before is not None:
             scheduler = self.lr_schedulers()
             take_over(self.trainer.optimizers[0], scheduler, self._given, self._before)

@@ -49,10 +49,12 @@ class Configuration:
     Args:
         field: ``vae`` or ``classifier``: what ``model`` holds.
         values: the fields; ``values.trainer.max_epochs``.
+        shaped: whether it was said which images the model takes (``image_shape``).
     """
 
     field: str
     values: Namespace
+    shaped: bool = True
 
     @property
     def folder(self) -> Path:
@@ -95,6 +97,15 @@ class Configuration:
                 return f"{field} {here.get(field)}, not {there.get(field)}"
         return None
 
+    def take_shape(self) -> ImageDataModule | None:
+        """Let the model take the images of the data set, unless it was said which; the data that were read for it."""
+        arguments = self.values.model[self.field].get("init_args") or {}
+        if self.shaped or "image_shape" not in arguments:
+            return None
+        data = ImageDataModule(**self.values.data.as_dict())
+        arguments["image_shape"] = data.image_shape
+        return data
+
     def instantiate(self) -> Namespace:
         """What the fields describe: ``model``, ``data``, ``early_stopping``, ``images``; the trainer's stay values."""
         return run_parser(self.field).instantiate(self.values)
@@ -130,7 +141,8 @@ def parse(
         add(parser)
     own = set(vars(parser.get_defaults())) - known
     values = parser.parse_args(arguments)
-    return Configuration(field, values), Namespace({name: values.pop(name) for name in own})
+    own_values = Namespace({name: values.pop(name) for name in own})
+    return Configuration(field, values, _gives("image_shape", field, arguments)), own_values
 
 
 def printed_help(
@@ -210,6 +222,12 @@ def field_of(arguments: Sequence[str]) -> str:
     for file in files_in(arguments):
         named |= set(_model_in(_read(file)[0]))
     return next((field for field in KINDS if field in named and field != "vae"), "vae")
+
+
+def _gives(name: str, field: str, arguments: Sequence[str]) -> bool:
+    """Whether the options, or the files among them, give the model's argument of this name."""
+    models = [_model_in(_read(file)[0]).get(field) for file in files_in(arguments)]
+    return any(name in str(each) for each in [*models, *arguments])
 
 
 def _read(file: str) -> tuple[Tree, bool]:

@@ -75,6 +75,7 @@ def fit(configuration: Configuration) -> None:
     if resumed is not None and "loops" not in resumed:
         raise ResvaeError(f"checkpoint: {path} was not written by fit; it cannot be resumed")
     refuse_trainer(values)
+    read = configuration.take_shape()
     values.ckpt_path = None  # what is saved says how to train, not where this time began
     folder = configuration.folder
     # another run's checkpoint starts a run of its own
@@ -86,7 +87,7 @@ def fit(configuration: Configuration) -> None:
     changed = [] if new or resumed is None else _changes(configuration, resumed)
     _seed(values)
     parts = configuration.instantiate()
-    model, data = parts.model, parts.data
+    model, data = parts.model, read or parts.data
     begun = []
     if values.init_from is not None and resumed is None:
         begun = [start_from(model.model, values.init_from, values.init_partial)]

@@ -102,16 +102,21 @@ def test_another_batch_size_is_taken_over_between_epochs_and_refused_within_one(
     refused(capsys, command(within, "--ckpt_path last --data.batch_size 32"), "data.batch_size: 32", "within an epoch")
 
 
-@pytest.mark.parametrize("config", [CLASSIFIER, None])
-def test_a_run_that_max_steps_ended_within_an_epoch_goes_on_there(tmp_path, config):
+@pytest.mark.parametrize("limit", ["", "--trainer.max_steps 6"])
+@pytest.mark.parametrize(("first", "config"), [(2, CLASSIFIER), (2, None), (3, None), (4, None)])
+def test_a_run_that_max_steps_ended_goes_on_there(tmp_path, first, limit, config):
     given = {} if config is None else {"config": config}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    more = "--model.schedule.kind constant --trainer.max_epochs 2"
+    more = "--model.schedule.kind constant --trainer.max_epochs 2"  # of 3 updates each
     assert main(command(whole, more, **given)) == 0
-    assert main(command(broken, f"{more} --trainer.max_steps 2", **given)) == 0
-    assert checkpoint(broken / "runs/run")["global_step"] == 2
-    assert main(command(broken, f"{more} --ckpt_path last", **given)) == 0
+    assert main(command(broken, f"{more} --trainer.max_steps {first}", **given)) == 0
+    assert checkpoint(broken / "runs/run")["global_step"] == first
+    assert main(command(broken, f"{more} {limit} --ckpt_path last", **given)) == 0
     here, there = (checkpoint(folder / "runs/run") for folder in (broken, whole))
     assert here["global_step"] == there["global_step"] == 6
+    assert here["epoch"] == there["epoch"]
     for name, value in there["state_dict"].items():
         assert value.equal(here["state_dict"][name]), name
+    validated = [logged(folder / "runs/run", "val/loss") for folder in (broken, whole)]
+    assert validated[0][-1] == validated[1][-1]
+    assert len(validated[0]) == 2 + (first % 3 > 0)  # and where a limit ended it within an epoch

@@ -53,6 +53,33 @@ def test_a_file_of_ones_own_has_todays_defaults(tmp_path):
     assert configuration.values.model.vae.init_args.posterior == "concat_1x1"
 
 
+SHAPELESS = {
+    "vae": "model: {vae: {class_path: resvae.VAE, init_args: {depth: 16, widths: [4, 8], strides: [1, 2]}}}",
+    "classifier": "model: {classifier: {depth: 8}}",
+}
+
+
+@pytest.mark.parametrize("kind", SHAPELESS)
+def test_the_model_takes_the_images_of_the_data_unless_it_is_said_which(tmp_path, capsys, kind):
+    config = f"data: {{name: digits, limit: 64, validation: 100}}\n{SHAPELESS[kind]}\ntrainer: {{max_steps: 1}}"
+    assert main(command(tmp_path, config=config)) == 0
+    written = read_configuration(tmp_path / "runs/run/config.yaml")
+    assert written.shaped
+    assert list(written.values.model[kind].init_args.image_shape) == [1, 8, 8]
+    assert main(command(tmp_path, "--trainer.max_steps 2 --ckpt_path last", config=config)) == 0
+    one = f"--model.{kind}.image_shape [3,8,8] --name other"
+    refused(capsys, command(tmp_path, one, config=config), f"model.{kind}.image_shape: (3, 8, 8) is not allowed")
+
+
+def test_each_run_of_a_sweep_takes_the_images_of_the_data(tmp_path):
+    config = f"data: {{name: digits, limit: 64, validation: 100}}\n{SHAPELESS['vae']}\ntrainer: {{max_steps: 1}}"
+    (fit, *rest) = command(tmp_path, config=config)
+    assert main(["sweep", *rest, "--depths", "16,28", "--match", "params"]) == 0
+    for depth in (16, 28):
+        (run,) = (tmp_path / "runs").glob(f"*/*{depth}*/config.yaml")
+        assert list(read_configuration(run).values.model.vae.init_args.image_shape) == [1, 8, 8]
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
