@@ -73,7 +73,7 @@ def test_the_model_takes_the_images_of_the_data_unless_it_is_said_which(tmp_path
 
 def test_each_run_of_a_sweep_takes_the_images_of_the_data(tmp_path):
     config = f"data: {{name: digits, limit: 64, validation: 100}}\n{SHAPELESS['vae']}\ntrainer: {{max_steps: 1}}"
-    (fit, *rest) = command(tmp_path, config=config)
+    _, *rest = command(tmp_path, config=config)
     assert main(["sweep", *rest, "--depths", "16,28", "--match", "params"]) == 0
     for depth in (16, 28):
         (run,) = (tmp_path / "runs").glob(f"*/*{depth}*/config.yaml")
