@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time each name is imported when it is first used
     from resvae.data import ImageDataModule
-    from resvae.models import VAE, HierarchicalVAE, ImageModel, ImageVAE, ReferenceVAE, ResNetClassifier, register
+    from resvae.models import (
+        VAE,
+        HierarchicalVAE,
+        ImageModel,
+        ImageVAE,
+        LatentMap,
+        ReferenceVAE,
+        ResNetClassifier,
+        register,
+    )
     from resvae.networks import (
         BlockConfig,
         Highway,
@@ -20,7 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time each name is imp
     from resvae.training import LitClassifier, LitVAE
 
 ROOMS = {
-    "models": "VAE HierarchicalVAE ImageModel ImageVAE ReferenceVAE ResNetClassifier register",
+    "models": "VAE HierarchicalVAE ImageModel ImageVAE LatentMap ReferenceVAE ResNetClassifier register",
     "networks": "BlockConfig Highway Residual ResidualGRUCell ResNetDecoder ResNetEncoder ShortcutGate",
     "storage": "load save",
     "data": "ImageDataModule",

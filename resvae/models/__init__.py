@@ -3,6 +3,7 @@
 from resvae.models.base import Encoded, ImageModel, ImageVAE
 from resvae.models.classifier import ResNetClassifier
 from resvae.models.hierarchical import HierarchicalVAE
+from resvae.models.latent_map import LatentMap
 from resvae.models.reference import ReferenceVAE
 from resvae.models.registry import MODELS, register
 from resvae.models.vae import VAE, OneLatentVAE
@@ -14,6 +15,7 @@ __all__ = [
     "HierarchicalVAE",
     "ImageModel",
     "ImageVAE",
+    "LatentMap",
     "OneLatentVAE",
     "ReferenceVAE",
     "ResNetClassifier",

@@ -6,13 +6,15 @@ from typing import Any
 import yaml
 
 from resvae.data import ImageSets
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, one_line
 from resvae.files import place
 from resvae.models.pretrained import HUB, fetch
 from resvae.runs.folder import CONFIG, SHIPPED, read_summary
 
 # fields of a run's data that only its training needs
 TRAINING = ("batch_size", "eval_batch_size", "crop_padding", "flip", "num_workers")
+
+NAME_IT = "name the data set: --data cifar10"
 
 
 def located(data: dict[str, Any], run: Path) -> dict[str, Any]:
@@ -54,10 +56,25 @@ def data_of(
         square = image_shape[1] if image_shape and image_shape[1] == image_shape[2] else None
         found = ImageSets(data, image_size=square, **places)
     elif config.is_file():
-        written = located(yaml.safe_load(config.read_text()).get("data") or {}, config.parent)
-        found = ImageSets(**{key: value for key, value in written.items() if key not in TRAINING} | places)
+        written = {key: value for key, value in _written(config).items() if key not in TRAINING}
+        try:
+            found = ImageSets(**written | places)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ResvaeError(f"data: {config} has fields of no use ({one_line(error)}); {NAME_IT}") from error
     else:
-        raise ResvaeError(f"data: {model} is not a run's folder; name the data set: --data cifar10")
+        raise ResvaeError(f"data: {model} is not a run's folder; {NAME_IT}")
     if image_shape not in (None, found.image_shape):
         raise ResvaeError(f"data: images of shape {found.image_shape} do not fit the model, which takes {image_shape}")
     return found
+
+
+def _written(config: Path) -> dict[str, Any]:
+    """The fields of ``data`` in a run's configuration, with paths where the data are."""
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ResvaeError(f"data: {config} cannot be read ({one_line(error)}); {NAME_IT}") from error
+    data = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(data, dict):
+        raise ResvaeError(f"data: {config} does not tell the data set; {NAME_IT}")
+    return located(data, config.parent)

@@ -28,9 +28,10 @@ def latest_checkpoint(run: Path) -> Path | None:
 def read_summary(run: Path) -> dict[str, Any]:
     """What a run's ``summary.json`` says so far; empty before its first epoch has ended."""
     try:
-        return json.loads((run / SUMMARY).read_text())
+        found = json.loads((run / SUMMARY).read_text())
     except (OSError, ValueError):  # there is none, or half of one: the run was killed, or is writing it now
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def has_ended(run: Path) -> bool:

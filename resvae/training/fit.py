@@ -42,7 +42,7 @@ from resvae.training.checkpoints import (
 )
 from resvae.training.configuration import Configuration, read_configuration
 from resvae.training.initial import start_from
-from resvae.training.loggers import drop_rows_after, make_loggers
+from resvae.training.loggers import make_loggers, rows_before
 from resvae.training.refusals import refuse, refuse_trainer
 from resvae.training.resume import changes
 from resvae.training.subsets import UnitSubset
@@ -95,6 +95,7 @@ def fit(configuration: Configuration) -> None:
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     refuse(values, model, data, trainer, resumed)
     told = [*changed, *begun, *_chosen(model, data, trainer, values)]
+    keep_rows = rows_before(folder / "metrics.csv", 0 if resumed is None else resumed["global_step"])
     writes = getattr(rank_zero_only, "rank", 0) == 0  # of several processes the first; the others write nothing
     prepared = new and folder.exists()
     if writes:
@@ -105,8 +106,7 @@ def fit(configuration: Configuration) -> None:
     with locked(folder) if writes else nullcontext():
         if writes:
             write_text(folder / CONFIG, configuration.text())
-            if resumed is not None:
-                drop_rows_after(folder / "metrics.csv", resumed["global_step"])
+            keep_rows()
         if writes and told:
             print("\n".join(told), flush=True)
         for logger in trainer.loggers[1:]:  # the first is the CSV, beside config.yaml

@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
-from resvae.errors import ResvaeError
+from resvae.errors import ResvaeError, one_line
 from resvae.files import write_atomically, write_text
 
 WANDB_ID = "wandb_id"  # in the run's folder
@@ -46,21 +47,33 @@ class RunCSVLogger(CSVLogger):
         return self._experiment
 
 
-def drop_rows_after(metrics: Path, step: int) -> None:
-    """Remove the rows that a run which resumes at update ``step`` will write again."""
+def rows_before(metrics: Path, step: int) -> Callable[[], None]:
+    """What removes the rows that a run which resumes at update ``step`` will write again; they are read now.
+
+    Raises:
+        ResvaeError: the file is damaged.
+    """
     if not metrics.is_file():
-        return
-    text = metrics.read_text()
-    reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a killed process may have left half a line
-    keys, rows = list(reader.fieldnames or []), list(reader)
+        return lambda: None
+    try:
+        text = metrics.read_text(encoding="utf-8")
+        # a killed process may have left half a line
+        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines(), restkey="?", strict=True)
+        keys = list(reader.fieldnames or [])
+        rows = [row for row in reader if int(row["step"]) < step]
+        if any("?" in row for row in rows):
+            raise ValueError("a row is longer than the first")
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        told = f"{metrics} is damaged ({one_line(error)}); move it away to go on without its figures"
+        raise ResvaeError(f"metrics: {told}") from error
 
     def write(path: Path) -> None:
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, keys)
             writer.writeheader()
-            writer.writerows(row for row in rows if int(row["step"]) < step)
+            writer.writerows(rows)
 
-    write_atomically(metrics, write)
+    return lambda: write_atomically(metrics, write)
 
 
 def make_loggers(folder: Path, tracker: Tracker) -> list[Logger]:

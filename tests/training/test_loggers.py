@@ -10,7 +10,7 @@ from helpers_runs import assert_same, checkpoint, command, files, logged, rows
 
 from resvae.cli import main
 from resvae.errors import ResvaeError
-from resvae.training.loggers import RunCSVLogger, drop_rows_after, make_loggers
+from resvae.training.loggers import RunCSVLogger, make_loggers, rows_before
 
 
 def fit(folder: Path, tracker: str) -> Path:
@@ -152,8 +152,8 @@ def test_metrics_of_a_resumed_run_follow_the_old_rows(tmp_path):
 )
 def test_rows_that_will_be_written_again_are_dropped(tmp_path, written, kept):
     metrics = tmp_path / "metrics.csv"
-    drop_rows_after(metrics, 3)
+    rows_before(metrics, 3)()
     assert not metrics.exists()
     metrics.write_text(written)
-    drop_rows_after(metrics, 3)
+    rows_before(metrics, 3)()
     assert metrics.read_text().split() == kept
