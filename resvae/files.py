@@ -1,12 +1,15 @@
 """What a path means, files that are written whole or not at all, and the check of where they shall go."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from resvae.errors import ResvaeError
+
+UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")  # a temporary file's name, as ``mkstemp`` makes it
 
 
 def place(path: str | Path) -> Path:
@@ -30,6 +33,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of ``write_atomically``; no other process may be writing below ``folder``."""
+    for path in folder.rglob(".*"):
+        if UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

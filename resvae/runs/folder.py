@@ -31,7 +31,9 @@ def read_summary(run: Path) -> dict[str, Any]:
         found = json.loads((run / SUMMARY).read_text())
     except (OSError, ValueError):  # there is none, or half of one: the run was killed, or is writing it now
         return {}
-    return found if isinstance(found, dict) else {}
+    kinds = {**dict.fromkeys(("epochs", "steps", "seconds"), (int, float)), "ended": str}
+    whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+    return found if whole else {}
 
 
 def has_ended(run: Path) -> bool:

@@ -26,7 +26,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from resvae.devices import VARIABLE, chosen
 from resvae.errors import LostProcessError, ResvaeError, one_line
-from resvae.files import place, write_text
+from resvae.files import place, remove_unfinished, write_text
 from resvae.runs.folder import CONFIG, best_checkpoint, latest_checkpoint, next_free
 from resvae.runs.lock import locked
 from resvae.storage import read_checkpoint
@@ -105,6 +105,7 @@ def fit(configuration: Configuration) -> None:
             raise ResvaeError(f"name: {folder} is there since a moment ago; choose another") from error
     with locked(folder) if writes else nullcontext():
         if writes:
+            remove_unfinished(folder)
             write_text(folder / CONFIG, configuration.text())
             keep_rows()
         if writes and told:

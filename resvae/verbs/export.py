@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ def export(
         card = CARD.format(
             report=report,
             uses=USES[model.field].format(report, shlex.quote(folder.name)),
-            summary=summary,
-            commit=f", commit {summary['commit']}" if summary["commit"] else "",
+            summary=defaultdict(lambda: "unknown", summary),
+            commit=f", commit {summary['commit']}" if summary.get("commit") else "",
             dtype=str(dtype).removeprefix("torch."),
             megabytes=(written / WEIGHTS).stat().st_size / 1e6,
             table=report.table(),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from resvae import VAE, HierarchicalVAE, LatentMap
+from resvae import VAE, HierarchicalVAE, ImageDataModule, LatentMap, load
 from resvae.errors import ResvaeError
 
 
@@ -103,3 +103,16 @@ def test_a_diffusion_model_of_diffusers_trains_on_it_and_draws_through_it(vae):
     assert drawn.min() >= 0
     assert drawn.max() <= 1
     assert drawn[0].std() > 0
+
+
+def test_latents_are_a_step_of_a_pipeline_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    vae = load("digits")
+    data = ImageDataModule("digits")
+    x, y = data.images("train", 600).numpy(), data.labels("train", 600)
+    latents = FunctionTransformer(lambda x: vae.posterior(torch.as_tensor(x)).mean.detach().numpy())
+    classifier = make_pipeline(latents, LogisticRegression(max_iter=1000)).fit(x, y)
+    assert classifier.score(data.images("test").numpy(), data.labels("test")) > 0.8

@@ -157,3 +157,30 @@ def test_copies_pickles_exports_and_compiled_graphs_agree(config):
     x = example(2, 3, 32, 32)
     for twin in twins(module, fresh, x):
         assert torch.allclose(twin(x), module(x), rtol=1.3e-6, atol=1e-5)
+
+
+def test_it_is_the_backbone_of_a_detector():
+    from torchvision.models.detection import FasterRCNN
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.ops import FeaturePyramidNetwork
+
+    class Backbone(nn.Module):
+        def __init__(self, encoder, out_channels=256):
+            super().__init__()
+            self.encoder, self.out_channels = encoder, out_channels
+            self.pyramid = FeaturePyramidNetwork(list(encoder.channels), out_channels)
+
+        def forward(self, x):
+            return self.pyramid({str(i): maps for i, maps in enumerate(self.encoder.features(x))})
+
+    torch.manual_seed(0)
+    encoder = ResNetEncoder((3, 32, 32), (1, 1, 1), (4, 8, 12), (1, 2, 2))
+    backbone = Backbone(encoder, 8)
+    maps = backbone(torch.randn(2, 3, 64, 32))  # a detector's images have any size that the strides divide
+    assert [tuple(each.shape) for each in maps.values()] == [(2, 8, 64, 32), (2, 8, 32, 16), (2, 8, 16, 8)]
+    anchors = AnchorGenerator(((8,), (16,), (32,)), ((1.0,),) * 3)
+    detector = FasterRCNN(backbone, 2, rpn_anchor_generator=anchors, min_size=32, max_size=32, _skip_resize=True)
+    boxes = {"boxes": torch.tensor([[4.0, 4.0, 20.0, 20.0]]), "labels": torch.tensor([1])}
+    losses = detector([torch.rand(3, 32, 32)], [boxes])
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.stages.parameters())

@@ -74,7 +74,15 @@ def not_run(instead) -> list[tuple[dict[str, Any], dict[str, str]]]:
         calls.append((read_configuration(folder / "config.yaml").values.as_dict(), env))
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints/last.ckpt").touch()
-        summary = {"name": folder.name, "model": "VAE", "arguments": {}, "parameters": 7, "seconds": 36.0, "epochs": 2}
+        summary = {
+            "name": folder.name,
+            "model": "VAE",
+            "arguments": {},
+            "parameters": 7,
+            "seconds": 36.0,
+            "epochs": 2,
+            "steps": 4,
+        }
         summary |= {"train_loss": 3.0, "val_loss": 3.0 + len(calls), "n": len(calls), "ended": "all 2 epochs done"}
         (folder / "summary.json").write_text(json.dumps(summary))
         if stdout:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from resvae.studies.sweep import table
 
-SUMMARY = {"parameters": 1, "seconds": 3600.0, "epochs": 1, "val_loss": 2.0, "ended": "all 1 epochs done"}
+SUMMARY = {"parameters": 1, "seconds": 3600.0, "epochs": 1, "steps": 1, "val_loss": 2.0, "ended": "all 1 epochs done"}
 
 
 def write(folder: Path, name: str, **more) -> None:
