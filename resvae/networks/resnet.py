@@ -38,7 +38,8 @@ class ResNetEncoder(nn.Module):
         patch: the stem sees squares of ``patch`` x ``patch`` pixels, moved into the channels, as one pixel each.
 
     Attributes:
-        channels: the channels of each stage's map. strides: the image's size divided by that of each stage's map.
+        channels: the channels of each stage's map.
+        strides: the image's size divided by that of each stage's map.
         out_shape: ``(channels[-1], h, w)``, the shape of the last map.
 
     Raises:
@@ -99,7 +100,7 @@ class ResNetDecoder(nn.Module):
         z [B D] -> dense -> [B widths[0] h w] -> stage 0 -> stage 1 -> ... -> convolution -> [B out_channels H W]
 
     Args:
-        latent_dim: D.
+        latent_dim: D, the number of latents.
         image_shape: ``(C, H, W)``; the product of the strides must divide H and W.
         out_channels: channels of the output (default: C). For a likelihood, pass its ``num_features``.
         blocks, widths: residual blocks and channels per stage, coarsest first.

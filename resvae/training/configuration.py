@@ -129,7 +129,8 @@ def parse(
         The run's configuration, and the verb's own options.
 
     Raises:
-        jsonargparse.ArgumentError: an unknown field, or a value that it cannot have. ResvaeError: no such file.
+        jsonargparse.ArgumentError: an unknown field, or a value that it cannot have.
+        ResvaeError: no such file.
     """
     word = verb.split()[-1]
     runs = options("fit") if word not in ("fit", "validate", "test") else []
