@@ -46,7 +46,7 @@ html_theme_options = {
     "dark_css_variables": {"color-brand-primary": "#7ab8e0", "color-brand-content": "#7ab8e0"},
 }
 
-# Files above docs/ that pages of docs/ link to, for those who read these pages in the repository, and what the site has.
+# Links of pages that are read in the repository, too, and what they lead to in the site.
 ELSEWHERE = {"](../CONTRIBUTING.md": "](contributing.md", "](../CHANGELOG.md": "](changelog.md"}
 
 

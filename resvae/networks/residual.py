@@ -84,7 +84,7 @@ class Residual(nn.Module):
     returns a ``PackedSequence``, the data ``[N, C]`` are merged. Further arguments, such as a first state, go to F.
 
     Args:
-        module: this is F. For ``nn.LSTM`` and ``nn.GRU``, input_size must be hidden_size times the number of directions.
+        module: F above. For ``nn.LSTM`` and ``nn.GRU``, input_size must be hidden_size times the number of directions.
         merge: ``sum``, ``product``, ``half``, ``none`` (F alone), or any callable or module of (x, F(x)), such as
             ``Highway(64)`` and ``ShortcutGate(64)``, with ``dim=-1`` for sequences.
 
