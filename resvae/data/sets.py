@@ -119,7 +119,7 @@ class ImageSets:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences that tell what was read, and how: of a folder."""
+        """Sentences that tell what was read of a folder, and how."""
         self.split("train")
         return self._notes
 

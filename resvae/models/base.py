@@ -172,7 +172,7 @@ class ImageVAE(ImageModel):
 
     @property
     def chance(self) -> float | None:
-        """8 bits per dimension: all 256 values are equally probable."""
+        """8 bits per dimension, where all 256 values are equally probable."""
         return 8.0 if self.likelihood.discrete else None
 
     def penalty(self) -> Tensor:

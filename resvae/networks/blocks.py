@@ -36,7 +36,8 @@ class BlockConfig:
         upsample: ``transposed`` convolutions or ``nearest`` neighbours.
         stride_on: the strided convolution: the ``spatial`` 3x3, or the ``first`` 1x1 as in the article.
         conv_bias: whether convolutions have a bias; None: only where there is no normalisation.
-        norm_eps, norm_momentum: the eps (of group normalisation too) and the momentum of batch normalisation.
+        norm_eps: the eps of batch and group normalisation.
+        norm_momentum: the momentum of batch normalisation.
 
     Raises:
         ResvaeError: an unknown name, a ratio that is not positive, a least width below 1.

@@ -149,9 +149,12 @@ class ResidualGRUCell(nn.Module):
     this is a cell of vectors. With a_h = a_x = 0 it is the plain GRU, o = h'.
 
     Args:
-        in_channels, channels: those of x; those of the state and the output.
-        kernel_size, hidden_kernel_size: of W and W_ox; of U and W_h. Odd, else ``ResvaeError``.
-        a_h, a_x: the factors on the two residuals.
+        in_channels: those of x.
+        channels: those of the state and the output.
+        kernel_size: of W and W_ox. Odd, else ``ResvaeError``.
+        hidden_kernel_size: of U and W_h. Odd, else ``ResvaeError``.
+        a_h: the factor on the residual of the state.
+        a_x: the factor on the residual around the cell.
     """
 
     def __init__(

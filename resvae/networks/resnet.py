@@ -29,7 +29,8 @@ class ResNetEncoder(nn.Module):
 
     Args:
         image_shape: ``(C, H, W)``; the product of the strides must divide H and W.
-        blocks, widths: residual blocks (``depth.py`` computes them from one number) and channels per stage.
+        blocks: residual blocks per stage; ``depth.py`` computes them from one number.
+        widths: channels per stage.
         strides: down-sampling by the first block of each stage.
         stem: ``cifar`` (3x3), ``imagenet`` (7x7 with stride 2, and max-pooling) or ``none``. Without a stem, the first
             activation of a pre-activation order is applied to x itself.
@@ -103,7 +104,8 @@ class ResNetDecoder(nn.Module):
         latent_dim: D, the number of latents.
         image_shape: ``(C, H, W)``; the product of the strides must divide H and W.
         out_channels: channels of the output (default: C). For a likelihood, pass its ``num_features``.
-        blocks, widths: residual blocks and channels per stage, coarsest first.
+        blocks: residual blocks per stage, coarsest first.
+        widths: channels per stage, coarsest first.
         strides: up-sampling by the first block of each stage; (1, 2, 2, 2) mirrors an encoder with (1, 2, 2, 2).
         patch: the last convolution makes ``patch`` x ``patch`` pixels of each of its own.
 

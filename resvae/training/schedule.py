@@ -27,7 +27,9 @@ class Schedule:
         warmup_steps: updates of linear warm-up; not with ``plateau``.
         final: where ``cosine`` ends, as a share of the rate.
         milestones: of ``steps``: after how many updates.
-        factor, patience, min_lr: ``plateau``: times ``factor`` after ``patience`` epochs without progress.
+        factor: on the rate, of ``steps`` and ``plateau``.
+        patience: of ``plateau``: the rate falls after this many epochs without progress.
+        min_lr: of ``plateau``: the least rate.
     """
 
     kind: Kind = "cosine"
