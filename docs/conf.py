@@ -28,7 +28,7 @@ nb_merge_streams = True
 nb_render_markdown_format = "gfm"  # their tables
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-smartquotes = False  # h' is a name
+smartquotes_action = "D"  # dashes; h' keeps its mark
 
 highlight_language = "text"  # of diagrams in docstrings
 autodoc_member_order = "bysource"
