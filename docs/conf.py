@@ -48,7 +48,11 @@ html_theme_options = {
 }
 
 # Links of pages that are read in the repository, too, and what they lead to in the site.
-ELSEWHERE = {"](../CONTRIBUTING.md": "](contributing.md", "](../CHANGELOG.md": "](changelog.md"}
+ELSEWHERE = {
+    "](../CONTRIBUTING.md": "](contributing.md",
+    "](../CHANGELOG.md": "](changelog.md",
+    "](../SECURITY.md": "](security.md",
+}
 
 
 def within_the_site(app: Sphinx, page: str, source: list[str]) -> None:

@@ -5,20 +5,26 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("papermill")
 nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
+PICTURES = Path(tempfile.mkdtemp()) / "pictures.npz"
+np.savez(PICTURES, images=np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), np.uint8))
 # A line a notebook: the parameters of a run that takes seconds.
 TOY: dict[str, dict[str, object]] = {
     "depth_table": {"overrides": "--data.limit 64 --model.vae.init_args.widths [8,8]", "depths": 16, "levels": "1-0"}
     | {"seeds": 0, "epochs": 1, "jobs": 1},
     "ensembles_of_paths": {"depth": 8, "deep": 14, "epochs": 1, "draws": 2, "num": 8},
     "inside_a_network": {"depths": "8 14", "epochs": 1},
+    "latent_diffusion": {"data": "npz", "npz": PICTURES, "minutes": 0.01, "width": 8, "num_blocks": 1}
+    | {"num_images": 20},
     "plain_residual_highway": {"depths": 8, "kinds": "residual", "epochs": 1, "wrapper_epochs": 1}
     | {"gate_depth": 8, "gate_epochs": 1, "jobs": 1},
     "quickstart": {"depth": 16, "latent_dim": 2, "epochs": 1},
