@@ -132,11 +132,9 @@ def written(model, folder, suffix):
         pytest.param("subpixel", "onnx", marks=needs_onnx),
         ("some_levels", "pt2"),
         ("colour", "pt2"),
-        ("reference", "pt2"),
     ],
 )
-def test_models(name, suffix, tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "WIDTHS", (8, 8, 8, 8))
+def test_models(name, suffix, tmp_path):
     model = trained(MODELS[name]())
     told = json.loads((written(model, tmp_path, suffix) / "config.json").read_text())
     assert told["model"] == type(model).__name__
@@ -252,5 +250,6 @@ def test_all_likelihoods(likelihood, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [onnx, pt2])
 @pytest.mark.parametrize("name", [*shipped(), *MODELS])
-def test_all_models(name, suffix, tmp_path):
+def test_all_models(name, suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "WIDTHS", (8, 8, 8, 8))
     written(load(name) if name in shipped() else trained(MODELS[name]()), tmp_path, suffix)
