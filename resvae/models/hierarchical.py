@@ -158,7 +158,7 @@ class HierarchicalVAE(ImageVAE):
         p(x|z), batch shape ``[B]``, and the visits of the levels that have latents, in order.
         """
         seen = None if x is None else self.encoded(x)
-        h = self.start.expand(num if seen is None else len(seen), -1, -1, -1)
+        h = self.start.expand(num if seen is None else seen.x.shape[0], -1, -1, -1)
         h = h.contiguous(memory_format=torch.channels_last)
         visits: list[Visit] = []
         level = 0
@@ -198,7 +198,7 @@ class HierarchicalVAE(ImageVAE):
 
     def decode(self, z: Tensor) -> Distribution:
         """p(x|z) for ``z [B, D]``, the latents of all levels side by side."""
-        return self.descend(given(self.split(z)), num=len(z))[0]
+        return self.descend(given(self.split(z)), num=z.shape[0])[0]  # ``len`` would fix an exported graph's batch
 
     def sample_prior(self, num: int, temperature: float | Sequence[float] = 1.0) -> Tensor:
         """``[num, D]`` from p(z), level after level, each one's standard deviation times its ``temperature``."""
