@@ -14,7 +14,7 @@ from resvae.runs.data import data_of
 from resvae.runs.folder import SHIPPED
 from resvae.storage import build, describe, shipped
 
-VAES = ["digits", "cifar10-single-latent", "cifar10-hierarchical"]
+VAES = ["digits", "cifar10-single-latent", "cifar10-hierarchical", "cifar10-map"]
 
 
 def test_there_is_one_of_each_kind():
