@@ -50,7 +50,7 @@ def push(
         folder = place(run)
         if not (folder / CONFIG).is_file():
             folder = Path(temporary) / model
-            export(run, str(folder), half=half, num_samples=num_samples, iw_images=iw_images, **images)
+            export(run, str(folder), format="folder", half=half, num_samples=num_samples, iw_images=iw_images, **images)
         elif any(images.values()):
             raise ResvaeError(f"data: it is not allowed for {run}, which is exported already")
         card = folder / "README.md"
