@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "encode": (USE, "verbs.encode", "images to latents", "runs/quickstart folder/ --out latents.npz"),
     "decode": (USE, "verbs.decode", "latents to images", "runs/quickstart latents.npz --out images/"),
     "evaluate": (USE, "verbs.evaluate", "ELBO, IW-k, FID, ...", "runs/quickstart --num_samples 100 --out report.json"),
+    "demo": (USE, "demo.demo", "a page to play with", "runs/quickstart"),
     "export": (USE, "verbs.export", "a folder to share", "runs/quickstart my-digits"),
     "push": (USE, "verbs.push", "share on the Hub", "runs/quickstart user/my-digits"),
 }
@@ -112,10 +113,13 @@ def _call(function: Callable[..., Any], verb: str, arguments: list[str]) -> None
     """Call a function with the arguments that its signature describes."""
     from jsonargparse import auto_cli
 
-    if "pictures" in signature(function).parameters:
+    parameters = signature(function).parameters
+    if "pictures" in parameters:
         arguments = _pictures(arguments)
     word = verb.split()[-1]
-    needed = {name for name, each in signature(function).parameters.items() if each.default is each.empty}
+    needed = {name for name, each in parameters.items() if each.default is each.empty}
+    if "model" in parameters.keys() - needed and arguments and not arguments[0].startswith("-"):  # it may be left out
+        arguments = [f"--model={arguments[0]}", *arguments[1:]]
     auto_cli(
         function,
         args=after_files(arguments, options(word, skip=needed)),

@@ -9,7 +9,17 @@ import pytest
 
 import resvae
 
-HEAVY = {"torch", "torchvision", "pytorch_lightning", "torchmetrics", "sklearn", "matplotlib", "jsonargparse", "ray"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "pytorch_lightning",
+    "torchmetrics",
+    "sklearn",
+    "matplotlib",
+    "jsonargparse",
+    "ray",
+    "gradio",
+}
 VERB = "from resvae.cli import main; main({!r})"
 DOORS = {
     VERB.format(["--help"]): set(),
@@ -19,7 +29,8 @@ DOORS = {
     VERB.format(["fit", "--help"]): set(),
     "import resvae; dir(resvae)": set(),
     "from resvae import VAE, Residual, load, register, save": {"torch"},
-    "from resvae import ImageDataModule": HEAVY - {"sklearn", "ray"},
+    "from resvae import ImageDataModule": HEAVY - {"sklearn", "ray", "gradio"},
+    "import resvae.demo.actions": {"torch", "torchvision"},
     VERB.format(["sample", "digits", "--num", "2"]): {"torch", "torchvision", "jsonargparse"},
     VERB.format(["reconstruct", "digits", "--num", "2"]): {"torch", "torchvision", "jsonargparse"},
     VERB.format(["interpolate", "digits", "--num", "1"]): {"torch", "torchvision", "jsonargparse"},

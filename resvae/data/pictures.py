@@ -26,6 +26,13 @@ class Picture:
     grey: bool
     met: list[str]
 
+    def channels(self, num: int) -> np.ndarray:
+        """The pixels as ``num H W``, 1 or 3 channels: grey is their brightness."""
+        from PIL import Image
+
+        pixels = self.pixels if num == 3 else np.asarray(Image.fromarray(self.pixels).convert("L"))[:, :, None]
+        return pixels.transpose(2, 0, 1).copy()
+
 
 def read_all(
     files: Sequence[Path], size: tuple[int, int] | None = None, on_corrupt: str = "refuse"
@@ -40,7 +47,7 @@ def read_all(
 
     def attempt(file: Path) -> Picture | Exception:
         try:
-            return _decoded(file, size)
+            return decoded(file, size)
         except Exception as error:  # decoders of broken files raise anything
             return error
 
@@ -67,7 +74,7 @@ def _checked(file: Path, result: Picture | Exception, on_corrupt: str) -> Pictur
     return None
 
 
-def _decoded(name: Path, size: tuple[int, int] | None) -> Picture:
+def decoded(name: Path, size: tuple[int, int] | None) -> Picture:
     """A file's picture, turned as its EXIF says, of 8 bits, on white, and with ``size`` cut to it and scaled."""
     from PIL import Image, ImageOps
 

@@ -151,6 +151,17 @@ def log_prob(distribution: Normal, z: Tensor) -> Tensor:
     return distribution.log_prob(z).flatten(1).sum(1)
 
 
+@torch.no_grad()
+def redrawn(vae: Any, level: int, num: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
+    """``num`` images from the prior, ``[num, C, H, W]``: all levels but ``level`` have the first image's noise."""
+    generator = torch.Generator().manual_seed(seed)  # the first image is the same at every level
+    noise = [torch.randn(num, *shape, generator=generator) for shape in vae.latent_shapes]
+    choose: Choose = lambda here, prior, posterior: (  # noqa: E731
+        prior.mean + temperature * prior.stddev * noise[here][slice(None) if here == level else slice(1)].to(prior.mean)
+    )
+    return vae.descend(choose, num=num)[0].mean.clamp(0, 1)
+
+
 def _soft(x: Tensor, bound: float) -> Tensor:
     """A soft clamp to (-bound, bound), with a gradient everywhere (Vahdat & Kautz 2020, appendix)."""
     return bound * torch.tanh(x / bound)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 from torch import Tensor, nn
 
@@ -61,6 +62,12 @@ def units(model: nn.Module, within: str = "") -> list[Unit]:
         place = f" in {within}" if within else ""
         raise ResvaeError(f"model: a {type(model).__name__} has no residual block{place}")
     return found
+
+
+def parts(model: nn.Module) -> dict[str, list[Unit]]:
+    """The blocks of the encoder and, in a VAE, of the decoder, in the data's order."""
+    found = groupby(units(model), lambda unit: "encoder" if unit.name.startswith("encoder.") else "decoder")
+    return {part: list(blocks) for part, blocks in found}
 
 
 def summed(model: nn.Module, within: str = "") -> list[Unit]:

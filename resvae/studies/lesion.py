@@ -3,20 +3,20 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import combinations, groupby, product
+from itertools import combinations, product
 from random import Random
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from resvae.devices import double
 from resvae.errors import ResvaeError, at_least
 from resvae.isolation import isolated
 from resvae.models import HierarchicalVAE, ImageModel
-from resvae.networks.units import Forward, Unit, replaced, units
+from resvae.networks.units import Forward, Unit, parts, replaced, units
 from resvae.progress import progress
 from resvae.storage import load_as
 from resvae.studies.record import Record, Row, fingerprint, subject
@@ -33,12 +33,6 @@ NOTES = {
 UNITS = {"bits_per_dim": "bits/dim", "loss": "-ELBO, nats"}  # of the deciding figure, in tables
 PANELS = {"blocks": "deleted block", "deleted": "blocks deleted", "exchanged": "Kendall's tau"}  # and the x-axis
 Order = tuple[int, ...]  # which block computes at each place of a part; -1: none
-
-
-def parts(model: nn.Module) -> dict[str, list[Unit]]:
-    """The blocks of the encoder and, in a VAE, of the decoder, in the data's order."""
-    found = groupby(units(model), lambda unit: "encoder" if unit.name.startswith("encoder.") else "decoder")
-    return {part: list(blocks) for part, blocks in found}
 
 
 def rearranged(blocks: Sequence[Unit], order: Order) -> list[tuple[Unit, Forward]]:

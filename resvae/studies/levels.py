@@ -12,7 +12,7 @@ from resvae.devices import double
 from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.grids import save_grid
 from resvae.models import HierarchicalVAE
-from resvae.models.levels import Choose
+from resvae.models.levels import redrawn
 from resvae.studies.record import Record, Row, subject
 
 NOTES = (
@@ -86,17 +86,6 @@ def row(vae: HierarchicalVAE, x: Tensor, num_levels: int, seed: int = 0) -> Row:
     figure = {"bits/dim": bits} if vae.likelihood.discrete else {"loss": nats}
     mean = {"KL, nats": torch.cat(kl).mean().item(), "PSNR, dB": torch.cat(psnr).mean().item()}
     return {"levels": num_levels, "the last one at": size, **figure, **mean}
-
-
-@torch.no_grad()
-def redrawn(vae: HierarchicalVAE, level: int, num: int, temperature: float = 1.0, seed: int = 0) -> Tensor:
-    """``num`` images from the prior, ``[num, C, H, W]``: all levels but ``level`` have the first image's noise."""
-    generator = torch.Generator().manual_seed(seed)  # the first image is the same at every level
-    noise = [torch.randn(num, *shape, generator=generator) for shape in vae.latent_shapes]
-    choose: Choose = lambda here, prior, posterior: (  # noqa: E731
-        prior.mean + temperature * prior.stddev * noise[here][slice(None) if here == level else slice(1)].to(prior.mean)
-    )
-    return vae.descend(choose, num=num)[0].mean.clamp(0, 1)
 
 
 def write_plot(rows: list[Row], path: Path) -> None:

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from resvae.data import Split
 from resvae.data.layout import EXTENSIONS
-from resvae.data.pictures import Picture, read_all
+from resvae.data.pictures import read_all
 from resvae.errors import ResvaeError, at_least
 from resvae.files import place
 from resvae.progress import progress
@@ -63,17 +62,10 @@ def _read(files: list[Path], shape: tuple[int, int, int]) -> Iterator[Named]:
     names, batch = _names(files), list[Tensor]()
     for i, picture in enumerate(read_all(files, shape[1:], "refuse"), 1):
         assert picture is not None  # only what is skipped is
-        batch.append(_channels(picture, shape[0]))
+        batch.append(torch.from_numpy(picture.channels(shape[0])))
         if len(batch) == BATCH or i == len(files):
             yield names[i - len(batch) : i], torch.stack(batch)
             batch = []
-
-
-def _channels(picture: Picture, num: int) -> Tensor:
-    from PIL import Image
-
-    pixels = picture.pixels if num == 3 else np.asarray(Image.fromarray(picture.pixels).convert("L"))[:, :, None]
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def _names(files: list[Path]) -> list[str]:

@@ -276,7 +276,7 @@ class TestCache:
         first = ImageDataModule("folder", path=str(pictures), cache=True)
         first.setup()
         (cache,) = (pictures / ".resvae").glob("*.npz")
-        monkeypatch.setattr("resvae.data.pictures._decoded", lambda *_: pytest.fail("an image was read"))
+        monkeypatch.setattr("resvae.data.pictures.decoded", lambda *_: pytest.fail("an image was read"))
         again = ImageDataModule("folder", path=str(pictures), cache=True)
         for split in SPLITS:
             assert torch.equal(first.images(split), again.images(split))
