@@ -25,6 +25,14 @@ SOURCES = {
     "npz": "npz",
     "imagenet": "imagenet",
 }
+SHAPES = {  # (C, H, W) of the images of those that need not be read to tell
+    "cifar10": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+    "svhn": (3, 32, 32),
+    "mnist": (1, 28, 28),
+    "fashion_mnist": (1, 28, 28),
+    "digits": (1, 8, 8),
+}
 TEST_EVERY = 10  # without a test set, every tenth image becomes a test image
 
 

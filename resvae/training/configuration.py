@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, register_unresolvable_import_paths
 
 from resvae.data import ImageDataModule
+from resvae.data.sources import SHAPES
 from resvae.environment import after_files, files_in, options
 from resvae.errors import ResvaeError, one_line
 from resvae.files import place
@@ -98,13 +99,17 @@ class Configuration:
         return None
 
     def take_shape(self) -> ImageDataModule | None:
-        """Let the model take the images of the data set, unless it was said which; the data that were read for it."""
+        """Let the model take the images of the data set, unless it was said which; the data, if they were read for it."""
         arguments = self.values.model[self.field].get("init_args") or {}
         if self.shaped or "image_shape" not in arguments:
             return None
-        data = ImageDataModule(**self.values.data.as_dict())
-        arguments["image_shape"] = data.image_shape
-        return data
+        data, size = self.values.data, self.values.data.image_size
+        if (shape := SHAPES.get(data.name)) is not None:
+            arguments["image_shape"] = shape if size is None else (shape[0], size, size)
+            return None
+        read = ImageDataModule(**data.as_dict())
+        arguments["image_shape"] = read.image_shape
+        return read
 
     def instantiate(self) -> Namespace:
         """What the fields describe: ``model``, ``data``, ``early_stopping``, ``images``; the trainer's stay values."""

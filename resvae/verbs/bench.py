@@ -41,8 +41,7 @@ def main(verb: str, arguments: list[str]) -> None:
     if printed_help(verb, WHAT, arguments, add, None):
         return
     configuration, own = parse(arguments, verb, add)
-    if configuration.values.data.name != "cifar10":  # whose shape is the default, so that nothing need be there
-        configuration.take_shape()
+    configuration.take_shape()
     at_least(1, num=own.num)
     if not own.seconds > 0:
         raise ResvaeError(f"seconds: {own.seconds} is not allowed; more than 0")

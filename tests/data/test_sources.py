@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from resvae.data import ImageDataModule
-from resvae.data.sources import resized
+from resvae.data.sources import SHAPES, resized
 from resvae.errors import ResvaeError
 
 CIFAR = Path(__file__).parents[2] / "data" / "cifar-10-batches-py"
@@ -21,7 +21,7 @@ SPLITS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
 def test_digits_are_all_there_and_exact() -> None:
     module = ImageDataModule("digits", validation=200)
-    assert module.image_shape == (1, 8, 8)
+    assert module.image_shape == SHAPES["digits"] == (1, 8, 8)
     assert (module.num_train, module.num_val, module.num_test, module.num_classes) == (1298, 200, 299, 10)
     values, labels = load_digits(return_X_y=True)
     expected = torch.from_numpy(np.round(values * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8)

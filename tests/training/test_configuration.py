@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from helpers_runs import checkpoint, command, logged, refused
@@ -69,6 +70,16 @@ def test_the_model_takes_the_images_of_the_data_unless_it_is_said_which(tmp_path
     assert main(command(tmp_path, "--trainer.max_steps 2 --ckpt_path last", config=config)) == 0
     one = f"--model.{kind}.image_shape [3,8,8] --name other"
     refused(capsys, command(tmp_path, one, config=config), f"model.{kind}.image_shape: (3, 8, 8) is not allowed")
+
+
+@pytest.mark.parametrize(("size", "shape"), [("", [3, 12, 12]), ("--data.image_size 8", [3, 8, 8])])
+def test_so_it_does_where_these_must_be_read_to_tell(tmp_path, size, shape):
+    np.savez(tmp_path / "some.npz", images=np.random.default_rng(0).integers(0, 256, (60, 12, 12, 3), np.uint8))
+    options = f"--data.path {tmp_path}/some.npz --data.validation 10 {size}"
+    config = f"data: {{name: npz}}\n{SHAPELESS['vae']}\ntrainer: {{max_steps: 1}}"
+    assert main(command(tmp_path, options, config=config)) == 0
+    written = read_configuration(tmp_path / "runs/run/config.yaml").values.model.vae.init_args
+    assert list(written.image_shape) == shape
 
 
 def test_each_run_of_a_sweep_takes_the_images_of_the_data(tmp_path):
