@@ -99,7 +99,7 @@ class Configuration:
         return None
 
     def take_shape(self) -> ImageDataModule | None:
-        """Let the model take the images of the data set, unless it was said which; the data, if they were read for it."""
+        """Let the model take the images of the data set, unless it was said which; the data, if it read them."""
         arguments = self.values.model[self.field].get("init_args") or {}
         if self.shaped or "image_shape" not in arguments:
             return None
