@@ -31,7 +31,7 @@ from resvae.errors import ResvaeError, one_line
 from resvae.models import ImageModel, ImageVAE
 from resvae.storage import CONFIG, describe
 
-TOLERANCE = 1e-3  # a quarter of a grey level; rounding makes a thousandth of that
+TOLERANCE = 1e-3  # a quarter of a grey level; rounding stays far below
 TRACED, CHECKED = 7, (1, 5)  # images per batch: what holds for batches of 7 alone is found out
 Compute = Callable[[Tensor], Sequence[Tensor]]
 
