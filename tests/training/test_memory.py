@@ -48,7 +48,7 @@ def test_what_is_kept_is_counted_as_it_is(segment, bf16):
     vae.zero_grad()
     weights = sum(p.numel() for p in vae.parameters()) * 4
     # Beside it gradients, and what is soon forgotten; where a segment runs again, the likelihood's part is gone.
-    assert 0.8 * counted < peak_memory(step, CPU) < 1.35 * counted + weights
+    assert 0.75 * counted < peak_memory(step, CPU) < 1.35 * counted + weights
 
 
 def test_a_chain_in_segments_keeps_their_inputs_and_the_inside_of_one():
