@@ -1,7 +1,6 @@
 """What a path means, files that are written whole or not at all, and the check of where they shall go."""
 
 import os
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from resvae.errors import ResvaeError
 
-UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")  # a temporary file's name, as ``mkstemp`` makes it
+UNFINISHED = ".unfinished"  # ends the name of a temporary file
 
 
 def place(path: str | Path) -> Path:
@@ -22,7 +21,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     A full disk or a killed process leaves what was at ``path`` as it was.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -37,9 +36,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left of ``write_atomically``; no other process may be writing below ``folder``."""
-    for path in folder.rglob(".*"):
-        if UNFINISHED.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+    for path in folder.rglob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

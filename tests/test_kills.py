@@ -20,7 +20,7 @@ from helpers_runs import ENVIRONMENT, VAE, assert_same, checkpoint, command, row
 from PIL import Image
 from safetensors.torch import load_file
 
-from resvae.files import remove_unfinished
+from resvae.files import remove_unfinished, write_atomically
 
 NUM_KILLS = 100
 # Imports once; each command is a process of its own, forked from here.
@@ -83,9 +83,14 @@ def check_whole(folder: Path) -> None:
 
 
 def test_only_unfinished_files_are_removed(tmp_path):
-    kept = [".resvae", ".hidden", "best.ckpt", ".gitignore", "a.b12345678"]
-    for name in [*kept, ".best.ckpt.a1_b2c3d"]:
+    kept = [".hidden", ".settings.original", "best.ckpt", "notes.unfinished"]
+    for name in kept:
         (tmp_path / name).touch()
+    child = os.fork()
+    if not child:  # killed while it writes
+        write_atomically(tmp_path / "best.ckpt", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == len(kept) + 1
     remove_unfinished(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
 

@@ -13,7 +13,6 @@ from resvae.runs.folder import CONFIG, SHIPPED, read_summary
 
 # fields of a run's data that only its training needs
 TRAINING = ("batch_size", "eval_batch_size", "crop_padding", "flip", "num_workers")
-
 NAME_IT = "name the data set: --data cifar10"
 
 
@@ -60,7 +59,7 @@ def data_of(
         try:
             found = ImageSets(**written | places)
         except (TypeError, ValueError, AttributeError) as error:
-            raise ResvaeError(f"data: {config} has fields of no use ({one_line(error)}); {NAME_IT}") from error
+            raise ResvaeError(f"data: {config} describes no data set ({one_line(error)}); {NAME_IT}") from error
     else:
         raise ResvaeError(f"data: {model} is not a run's folder; {NAME_IT}")
     if image_shape not in (None, found.image_shape):
@@ -76,5 +75,5 @@ def _written(config: Path) -> dict[str, Any]:
         raise ResvaeError(f"data: {config} cannot be read ({one_line(error)}); {NAME_IT}") from error
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, dict):
-        raise ResvaeError(f"data: {config} does not tell the data set; {NAME_IT}")
+        raise ResvaeError(f"data: {config} describes no data set; {NAME_IT}")
     return located(data, config.parent)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from helpers_runs import refused
+from helpers_runs import perturbed, refused
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
@@ -23,11 +23,7 @@ from resvae.verbs.images import images_for
 
 def hierarchical() -> HierarchicalVAE:
     torch.manual_seed(0)
-    vae = HierarchicalVAE((1, 1), (1, 2), 2, (3, 8, 8), (8, 8), (1, 2)).eval()
-    with torch.no_grad():  # priors that depend on the levels above, and posteriors that know the image
-        for p in vae.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-    return vae
+    return perturbed(HierarchicalVAE((1, 1), (1, 2), 2, (3, 8, 8), (8, 8), (1, 2)))
 
 
 MODELS = {"hierarchical": hierarchical, "one latent": lambda: load("digits")}

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_runs import refused, rows
+from helpers_runs import perturbed, refused, rows
 from PIL import Image
 from scipy.stats import kendalltau
 from torch import nn
@@ -32,11 +32,7 @@ def classifier(block: BlockConfig = RESIDUAL, depth: int = 20) -> ResNetClassifi
 
 def hierarchical() -> HierarchicalVAE:
     torch.manual_seed(0)
-    vae = HierarchicalVAE((2, 1), (1, 2), 2, (1, 8, 8), (4, 8), (1, 2)).eval()
-    with torch.no_grad():  # priors that depend on the levels above, and posteriors that know the image
-        for p in vae.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-    return vae
+    return perturbed(HierarchicalVAE((2, 1), (1, 2), 2, (1, 8, 8), (4, 8), (1, 2)))
 
 
 def images(num: int, channels: int = 1) -> torch.Tensor:

@@ -78,6 +78,19 @@ def test_the_compiled_objective_is_one_graph(module):
     assert (found.graph_count, found.break_reasons) == (1, [])
 
 
+@pytest.mark.slow
+def test_a_compiled_step_on_a_cpu_draws_the_noise_of_one_that_is_not():
+    module = LitVAE(HierarchicalVAE((1, 1), **SMALL, levels=(1, 2)), compile=True, precision="fp32")
+    module.on_fit_start()
+    x = torch.randint(256, (4, *module.image_shape), dtype=torch.uint8)
+    found = []
+    for split in ("train", "val"):  # compiled, and not
+        torch.manual_seed(1)
+        found.append(module.compute(split, x).elbo)
+    torch.testing.assert_close(*found)
+    assert not torch.allclose(found[0], module.compute("val", x).elbo)  # other noise
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_what_is_given_stays(given):
     module = LitVAE(VAE(16, **SMALL), compile=given)

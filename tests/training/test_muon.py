@@ -106,6 +106,25 @@ def test_a_transposed_convolution_is_updated_as_its_outputs_are():
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("formats", [("channels_last", "channels_last"), ("channels_last", "contiguous_format")])
+def test_an_update_does_not_depend_on_how_weight_and_gradient_lie_in_memory(kind, formats):
+    torch.manual_seed(0)
+    weight = kind(6, 4, 3, groups=2).weight.detach()
+    updated = []
+    for weights_format, gradients_format in (("contiguous_format", "contiguous_format"), formats):
+        gradient = torch.linspace(-1, 1, weight.numel()).sin().view_as(weight)
+        p = nn.Parameter(weight.clone(memory_format=getattr(torch, weights_format)))
+        p.hidden = Hidden(2, kind is nn.ConvTranspose2d)  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer = Muon([p], lr=0.1)
+        for step in range(3):
+            p.grad = (gradient * (1 + step)).cos().contiguous(memory_format=getattr(torch, gradients_format))
+            optimizer.step()
+        updated.append(p.detach())
+    torch.testing.assert_close(*updated)
+    assert (updated[0] - weight).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
 def test_each_group_of_a_convolution_is_updated_as_a_convolution_of_its_own(kind):
     torch.manual_seed(0)
     whole, parts = kind(4, 6, 3, groups=2), [kind(2, 3, 3) for _ in range(2)]
