@@ -188,7 +188,8 @@ class LastLayer(nn.Conv2d):
         [B in_channels h w] -> [B out_channels H W], or with an ``order`` [B 4 out_channels h w]
 
     Args:
-        in_channels, out_channels: of the map, and of each pixel.
+        in_channels: channels of the map.
+        out_channels: channels of each pixel.
         patch: pixels on each side.
         order: row and column of the four pixels of a square of 2x2, which then stay side by side in this order, for a
             likelihood that would only part them again. It counts where ``patch`` is 2. The weights are the same.
@@ -204,11 +205,12 @@ class LastLayer(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[B, in_channels, h, w]`` to pixels."""
+        """``[B, in_channels, h, w]`` to pixels, as the picture above shows."""
         if self.order is None:
             return F.pixel_shuffle(super().forward(input), self.patch)
-        weight, bias = (rows.unflatten(0, (-1, 2, 2)) for rows in (self.weight, self.bias) if rows is not None)
-        weight, bias = (torch.cat([rows[:, row, column] for row, column in self.order]) for rows in (weight, bias))
+        assert self.bias is not None
+        squares = [rows.unflatten(0, (-1, 2, 2)) for rows in (self.weight, self.bias)]
+        weight, bias = (torch.cat([rows[:, row, column] for row, column in self.order]) for rows in squares)
         return F.conv2d(input, weight, bias)
 
 

@@ -23,10 +23,10 @@ class Hidden(NamedTuple):
     transposed: bool
 
     def view(self, weight: Tensor, like: Tensor) -> Tensor:
-        """A view of 5 dimensions whose last three or first four, flattened, make its matrices, one per group.
+        """A view ``[groups, outputs, ...]`` of 5 dimensions; of a transposed convolution ``[groups, ..., outputs]``.
 
-        A matrix's columns may have any order: theirs is the one in which ``like`` lies in memory, so that to flatten
-        the view copies nothing where ``weight`` lies as ``like`` does.
+        The order of the other three does not matter to Muon. It is that in which ``like`` lies in memory, and of a
+        transposed convolution that of channels-last weights, so that ``matrices`` need not copy.
         """
         parts = weight.unflatten(0, (self.groups, -1))
         if self.transposed:  # a transposed convolution has its inputs in front
