@@ -20,7 +20,8 @@ from helpers_runs import ENVIRONMENT, VAE, assert_same, checkpoint, command, row
 from PIL import Image
 from safetensors.torch import load_file
 
-from resvae.files import remove_unfinished, write_atomically
+from resvae.cli import main
+from resvae.files import UNFINISHED, remove_unfinished, write_atomically
 
 NUM_KILLS = 100
 # Imports once; each command is a process of its own, forked from here.
@@ -93,6 +94,15 @@ def test_only_unfinished_files_are_removed(tmp_path):
     assert len(list(tmp_path.iterdir())) == len(kept) + 1
     remove_unfinished(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
+
+
+def test_a_run_removes_what_was_left_unfinished_in_its_folder(tmp_path):
+    assert main(command(tmp_path)) == 0
+    left = [tmp_path / f"runs/run/{name}{UNFINISHED}" for name in (".config.yaml.a", "checkpoints/.last.ckpt.b")]
+    for path in left:
+        path.touch()
+    assert main(command(tmp_path, "--ckpt_path last --trainer.max_epochs 2")) == 0
+    assert not [path for path in left if path.exists()]
 
 
 @pytest.mark.slow

@@ -68,6 +68,12 @@ def test_the_model_takes_the_images_of_the_data_unless_it_is_said_which(tmp_path
     assert written.shaped
     assert list(written.values.model[kind].init_args.image_shape) == [1, 8, 8]
     assert main(command(tmp_path, "--trainer.max_steps 2 --ckpt_path last", config=config)) == 0
+    larger = command(tmp_path, "--name larger --data.image_size 16", config=config)
+    assert main(larger) == 0
+    written = read_configuration(tmp_path / "runs/larger/config.yaml")
+    assert list(written.values.model[kind].init_args.image_shape) == [1, 16, 16]
+    given = config.replace("depth:", "image_shape: [3, 8, 8], depth:")
+    refused(capsys, command(tmp_path, "--name other", config=given), f"model.{kind}.image_shape: (3, 8, 8)")
     one = f"--model.{kind}.image_shape [3,8,8] --name other"
     refused(capsys, command(tmp_path, one, config=config), f"model.{kind}.image_shape: (3, 8, 8) is not allowed")
 
