@@ -176,6 +176,14 @@ def test_many_damaged_files_are(whole, tmp_path, capsys):
     assert min(codes[2], codes[0]) > 100
 
 
+@pytest.mark.parametrize(
+    "content", [b"[1]", b'{"ended": "x"}', b'{"ended": 1, "epochs": "2", "steps": [], "seconds": {}}']
+)
+def test_json_that_is_no_summary_is_taken_for_none(whole, tmp_path, content):
+    codes = [try_out(whole, tmp_path / "copy", "runs/run/summary.json", lambda _: content, which) for which in range(3)]
+    assert codes == [0, 2, 0]  # pictures are drawn, nothing is exported without figures, training goes on
+
+
 class Ran:
     """Pickled, it writes a file when it is read."""
 
