@@ -37,8 +37,10 @@ def start(model: str, folder: Path) -> tuple[subprocess.Popen[str], str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "resvae", "demo", model, "--port", str(port), "--device", "cpu"]
     uploads = {"GRADIO_TEMP_DIR": str(folder / f"uploads of {port}")}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may be deaf to it
     with (folder / f"{port}.log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=ENVIRONMENT | uploads)
+    signal.signal(signal.SIGINT, before)
     return process, f"http://127.0.0.1:{port}/"
 
 
