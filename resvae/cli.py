@@ -5,13 +5,15 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from inspect import signature
 from typing import Any
 
-from resvae.environment import after_files, options
+from resvae.environment import DEVICE, after_files, options
 from resvae.errors import LostProcessError, ResvaeError, one_line
+from resvae.messages import plain
 
 # Each verb by its group: its module under resvae, what it does, and an example. The module has either a function
 # of the verb's name, whose signature is the verb's options, or a function ``main`` of the verb and its arguments.
@@ -60,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help(), end="")
         return 0
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _environment():
         warnings.showwarning = _warn
         try:
             _run(arguments[0], arguments[1:])
@@ -77,9 +79,22 @@ def main(arguments: list[str] | None = None) -> int:
         except Exception as error:
             if os.environ.get("RESVAE_DEBUG") or not _is_users(error):
                 raise
-            print(f"resvae: error: {one_line(error)}", file=sys.stderr)
+            text = one_line(error)
+            print(f"resvae: error: {plain(text) if type(error).__name__ == 'ArgumentError' else text}", file=sys.stderr)
             return 2
     return 0
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Leave the environment as it was: an option of one command is none of the next in the same process."""
+    before = os.environ.get(DEVICE)
+    try:
+        yield
+    finally:
+        os.environ.pop(DEVICE, None)
+        if before is not None:
+            os.environ[DEVICE] = before
 
 
 def _run(verb: str, rest: list[str]) -> None:
@@ -138,7 +153,7 @@ def _device(arguments: list[str]) -> list[str]:
             after = i + 1 if equals else i + 2
             if not (value or arguments[i + 1 : after]):
                 raise ResvaeError("device: a name is missing: cpu, cuda, cuda:1, mps, ...")
-            os.environ["RESVAE_DEVICE"] = value or arguments[i + 1]
+            os.environ[DEVICE] = value or arguments[i + 1]
             return [*arguments[:i], *arguments[after:]]
     return arguments
 

@@ -5,9 +5,8 @@ import os
 import torch
 from torch import Tensor
 
-from resvae.errors import ResvaeError, one_line
-
-VARIABLE = "RESVAE_DEVICE"  # ``--device`` of the command line sets it
+from resvae.environment import DEVICE
+from resvae.errors import ResvaeError
 
 
 def chosen() -> torch.device:
@@ -17,7 +16,7 @@ def chosen() -> torch.device:
         ResvaeError: it is not there.
     """
     best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    name = os.environ.get(VARIABLE)
+    name = os.environ.get(DEVICE)
     if not name:
         return best
     try:
@@ -25,9 +24,7 @@ def chosen() -> torch.device:
         torch.zeros(1, device=device).add_(1)
     except Exception as error:  # each kind of device has its own
         there = sorted({"cpu", best.type})
-        raise ResvaeError(
-            f"device: {name} is not here ({one_line(error)[:60]}); this machine has {', '.join(there)}"
-        ) from error
+        raise ResvaeError(f"device: {name} is not here; this machine has {', '.join(there)}") from error
     return device
 
 

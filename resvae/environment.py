@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 ENDS_WITH_PARENT = "RESVAE_ENDS_WITH_PARENT"  # set for a run that another process has started and waits for
+DEVICE = "RESVAE_DEVICE"  # where to compute; ``--device`` sets it, for other processes of the command, too
 CONFIG_FILE = ("-c", "--config")
 
 

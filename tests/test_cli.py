@@ -71,8 +71,8 @@ FOLDER = f"{FIT} --data.name folder --data.path"
 OTHER = "--model.vae.latent_dim 5 --ckpt_path runs/run/checkpoints"
 BAD = {
     f"{FIT} --model.vae.colour red": ["model.vae", "colour"],
-    "fit --config unknown_key.yaml --runs new": ["colour"],
-    f"{FIT} --trainer.epochs 3": ["--trainer.epochs"],
+    "fit --config unknown_key.yaml --runs new": ["colour: there is no such field"],
+    f"{FIT} --trainer.epochs 3": ["trainer.epochs: there is no such option"],
     f"{FIT} --trainer.max_epochs many": ["trainer.max_epochs", "many"],
     "fit --config no.yaml --runs new": ["config"],
     "fit --config none.yaml": ["none.yaml"],
@@ -117,7 +117,7 @@ BAD = {
     "evaluate runs/run --out no/x.json": ["no does not exist"],
     "sample runs/run --out x.foo": ["x.foo", ".png"],
     "reconstruct runs/run --data cifar99": ["cifar99", "digits"],
-    "sample runs/run --nums 3": ["--nums"],
+    "sample runs/run --nums 3": ["nums: there is no such option"],
     "train": ["verb: train", "fit, validate, test"],
     "test runs/none": ["runs/none is not a run's folder"],
     "sweep --config config.yaml --depths a,b": ["depths: 'a,b'"],

@@ -24,7 +24,8 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from resvae.devices import VARIABLE, chosen
+from resvae.devices import chosen
+from resvae.environment import DEVICE
 from resvae.errors import LostProcessError, ResvaeError, one_line
 from resvae.files import place, remove_unfinished, write_text
 from resvae.runs.folder import CONFIG, best_checkpoint, latest_checkpoint, next_free
@@ -214,7 +215,7 @@ def _seed(values: Namespace) -> None:
 def _trainer(values: Namespace, parts: Namespace, folder: Path | None) -> pl.Trainer:
     """The trainer; with a folder, with the loggers, checkpoints and progress of the run that is trained there."""
     options: dict[str, Any] = {**parts.trainer}
-    if os.environ.get(VARIABLE) and options["accelerator"] == "auto":
+    if os.environ.get(DEVICE) and options["accelerator"] == "auto":
         device = chosen()
         options["accelerator"] = device.type
         options["devices"] = options["devices"] if device.index is None else [device.index]

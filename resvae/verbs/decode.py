@@ -27,6 +27,8 @@ def decode(model: str, latents: str, out: str = "decoded.png") -> None:
         with np.load(place(latents), allow_pickle=False) as file:
             parts = [file[name] for name in sorted(file.files) if name.startswith("mean_")]
             told = file["names"].tolist() if "names" in file.files else None
+    except FileNotFoundError as error:
+        raise ResvaeError(f"latents: {latents} does not exist") from error
     except Exception as error:  # a reader of damaged archives may stop at anything
         raise ResvaeError(f"latents: {latents} is not an .npz of plain arrays ({one_line(error)})") from error
     if not parts or len({len(part) for part in parts}) != 1 or not len(parts[0]):
