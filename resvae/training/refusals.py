@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from resvae.errors import ResvaeError, at_least, one_line
 from resvae.training.base import LitModel
@@ -66,6 +67,12 @@ def refuse(values: Namespace, model: LitModel, data: Any, trainer: pl.Trainer, r
     """Refuse what does not fit together while nothing is written yet."""
     model.refuse_data(data)
     _refuse_batches(values, data)
+    strategy = trainer.strategy
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(strategy, DeepSpeedStrategy):
+        raise ResvaeError(
+            f"trainer.strategy: {type(strategy).__name__} is not allowed; auto or a kind of ddp: each process holds "
+            "the whole model"
+        )
     stopping, modes = values.early_stopping, model.monitored()
     if (mode := modes.get(stopping.monitor)) is None:
         raise ResvaeError(f"early_stopping.monitor: {stopping.monitor} is not logged; one of {', '.join(modes)}")

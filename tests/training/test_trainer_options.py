@@ -9,12 +9,14 @@ from helpers_runs import command, files, logged, refused
 from resvae.cli import main
 
 CALLBACKS = "pytorch_lightning.callbacks"
+SHARDED = 'strategy={"class_path":"pytorch_lightning.strategies.ModelParallelStrategy"}'
 # Each option with its value, and what happens: a part of the line that refuses it, or None where it works.
 OPTIONS: list[tuple[str, str | None]] = [
     ("accelerator=gpu", "gpu"),
     ("accelerator=tpu", "trainer: "),
     ("accelerator=auto", None),
     ("strategy=nonsense", "trainer: You selected an invalid strategy name"),
+    (SHARDED, "trainer.strategy: ModelParallelStrategy is not allowed; auto or a kind of ddp"),
     ("strategy=auto", None),
     ("devices=0", "devices"),
     ("devices=1", None),
