@@ -146,7 +146,7 @@ BAD = {
     "interpolate levels mine/a.png": ["images: 1"],
     "encode levels mine --out x.png": ["x.png is not allowed; end it with .npz"],
     "encode levels mine --num 0": ["num: 0"],
-    "decode levels none.npz": ["none.npz is not an .npz of plain arrays"],
+    "decode levels none.npz": ["none.npz does not exist"],
     "decode levels mine/notes.txt": ["is not an .npz of plain arrays"],
     "decode levels other.npz": ["other.npz must hold mean_00"],
     "decode levels few.npz": ["few.npz holds 3 numbers for each image; this model takes"],

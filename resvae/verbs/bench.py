@@ -22,6 +22,17 @@ from resvae.training.configuration import Configuration, numbers, parse, printed
 WHAT = "Measure how fast a configuration trains and samples on this machine, beside what the machine can do."
 MIB = 2**20
 CHANNELS_FIRST = "channels first"  # no field of a configuration
+SWITCHES: dict[str, dict[str, Any]] = {
+    "bf16 on, compile on": {"model.precision": "bf16", "model.compile": True},
+    "bf16 on, compile off": {"model.precision": "bf16", "model.compile": False},
+    "bf16 off, compile on": {"model.precision": "fp32", "model.compile": True},
+    "bf16 off, compile off": {"model.precision": "fp32", "model.compile": False},
+    "bf16 off, compile off, channels-last off": {
+        "model.precision": "fp32",
+        "model.compile": False,
+        CHANNELS_FIRST: True,
+    },
+}
 SHAPES = 10  # of the model's convolutions are shown; all of them count
 
 
@@ -78,6 +89,14 @@ def bench(
     Raises:
         ResvaeError: the configuration trains a classifier; pythae is not installed, or takes other images.
     """
+    compared_by: dict[str, dict[str, dict[str, Any]]] = {
+        "depth": {str(depth): {"model.vae.init_args.depth": depth} for depth in depths},
+        "batch size": {str(size): {"data.batch_size": size} for size in batch_sizes},
+        "switches": SWITCHES if switches else {},
+    }
+    for fields in (fields for variants in compared_by.values() for fields in variants.values()):
+        with torch.device("meta"):  # what is refused is refused before anything is measured
+            varied(configuration, fields).instantiate()
     device = chosen()
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
@@ -91,23 +110,8 @@ def bench(
     report.sections.append(whole(training, ceiling, seconds, num))
     report.sections.append(parts(training, seconds))
     report.sections.append(operations(training))
-    changes = [
-        ("depth", "model.vae.init_args.depth", depths),
-        ("batch size", "data.batch_size", batch_sizes),
-    ]
-    for name, field, values in changes:
-        if values:
-            varied = {str(value): {field: value} for value in values}
-            report.sections.append(compared(name, configuration, varied, device, ceiling, seconds))
-    if switches:
-        both = [("on", True), ("off", False)]
-        varied = {
-            f"bf16 {bf16}, compile {word}": {"model.precision": precision, "model.compile": compiled}
-            for bf16, precision in (("on", "bf16"), ("off", "fp32"))
-            for word, compiled in both
-        }
-        varied["bf16 off, compile off, channels-last off"] = varied["bf16 off, compile off"] | {CHANNELS_FIRST: True}
-        report.sections.append(compared("switches", configuration, varied, device, ceiling, seconds))
+    for name, variants in filter(lambda each: each[1], compared_by.items()):
+        report.sections.append(compared(name, configuration, variants, device, ceiling, seconds))
     if peer:
         both = take_turns([training.case("ours"), *peer], device, seconds)
         ratio = both[0].flops_per_second / both[1].flops_per_second
@@ -198,16 +202,15 @@ def operations(training: Training) -> Section:
 def compared(
     name: str,
     base: Configuration,
-    varied: dict[str, dict[str, Any]],
+    variants: dict[str, dict[str, Any]],
     device: torch.device,
     ceiling: float,
     seconds: float,
 ) -> Section:
     """The training step of variants of a configuration, in turns."""
     made: dict[str, Training] = {}
-    for label, changes in progress(varied.items(), name):
-        fields = {field: value for field, value in changes.items() if field != CHANNELS_FIRST}
-        made[label] = Training(base.changed(fields), device, channels_last=CHANNELS_FIRST not in changes)
+    for label, fields in progress(variants.items(), name):
+        made[label] = Training(varied(base, fields), device, channels_last=CHANNELS_FIRST not in fields)
     cases: list[Case] = [each.case(label) for label, each in made.items()]
     timed = take_turns(cases, device, seconds)
     memory = [each.memory() for each in made.values()]
@@ -215,6 +218,11 @@ def compared(
         f"The training step by {name}",
         [_row(name, each, ceiling, most) for each, most in zip(timed, memory, strict=True)],
     )
+
+
+def varied(base: Configuration, fields: dict[str, Any]) -> Configuration:
+    """The configuration with other values of some fields; that of no field does not count."""
+    return base.changed({field: value for field, value in fields.items() if field != CHANNELS_FIRST})
 
 
 def _row(name: str, timed: Timed, ceiling: float, memory: int | None) -> Row:

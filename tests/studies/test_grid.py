@@ -232,7 +232,7 @@ BAD = {
     "--depths 16": ["--config is missing"],
     "--config config.yaml": ["give one of them, beside --config", "--depths, --levels"],
     "--config config.yaml --depths 16 --levels 2": ["--depths and --levels"],
-    "--trainer.max_epoks 3": ["--trainer.max_epoks"],
+    "--trainer.max_epoks 3": ["trainer.max_epoks: there is no such option"],
     "--match flops": ["match: flops is not allowed"],
     "--match time,steps --seconds 1 --steps 1": ["match: time,steps is not allowed"],
     "--match params,time": ["match: time needs --seconds"],
