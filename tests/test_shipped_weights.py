@@ -14,7 +14,7 @@ from resvae.runs.data import data_of
 from resvae.runs.folder import SHIPPED
 from resvae.storage import build, describe, shipped
 
-VAES = ["digits", "cifar10-single-latent", "cifar10-hierarchical", "cifar10-map"]
+VAES = ["digits", "cifar10-single-latent", "cifar10-factorised", "cifar10-hierarchical", "cifar10-map"]
 
 
 def test_there_is_one_of_each_kind():
@@ -82,9 +82,9 @@ def test_its_scores_are_those_of_its_card(name):
 
 @pytest.mark.slow
 def test_fid_puts_new_weights_behind_one_latent_vector_and_that_behind_levels():
-    real = read("cifar10-hierarchical").images("test")[:1000].split(250)
+    real = read("cifar10-factorised").images("test")[:1000].split(250)
     network = feature_network("cifar10-classifier", (3, 32, 32), load)
-    levels = load("cifar10-hierarchical")
+    levels = load("cifar10-factorised")
     torch.manual_seed(0)
     new = build(describe(levels))
     assert isinstance(new, ImageVAE)
