@@ -19,6 +19,7 @@ from resvae.data.sources import SHAPES
 from resvae.environment import after_files, files_in, options
 from resvae.errors import ResvaeError, one_line
 from resvae.files import place
+from resvae.messages import plain
 from resvae.models import MODELS
 from resvae.runs.data import located
 from resvae.runs.folder import CONFIG
@@ -175,7 +176,7 @@ def read_configuration(path: Path) -> Configuration:
         field = field_of(arguments)
         return Configuration(field, run_parser(field).parse_args(arguments + _of_runs(arguments)))
     except (OSError, ValueError, yaml.YAMLError, ArgumentError) as error:
-        raise ResvaeError(f"configuration: {path} cannot be read ({one_line(error)})") from error
+        raise ResvaeError(f"configuration: {path} cannot be read ({plain(one_line(error))})") from error
 
 
 @functools.cache
