@@ -34,8 +34,9 @@ REASONS = {
     r"Unable to load config '(?P<value>[^']*)'.*": (
         "{field}: {value} is not allowed; fields with their values, or a file of them"
     ),
-    r".*(module '?[\w.]+'? has no attribute|No module named|Expected a dot import path string).*": (
-        "{field}: {path} is not a class that can be imported"
+    r".*Expected a dot import path string.*": "{field}: {path} is not a class that can be imported",
+    r".*?(?P<why>module '?[\w.]+'? has no attribute \S+|No module named \S+?)(\. Got value: .*)?": (
+        "{field}: {path} cannot be imported ({why})"
     ),
 }
 WORDS = {

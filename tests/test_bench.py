@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from helpers_runs import refused
 
 from resvae.cli import main
 
@@ -43,8 +44,13 @@ def test_tables_are_printed_and_written(tmp_path, capsys):
         (["--peers", "true"], "peers: images (1, 8, 8) are not allowed"),
     ],
 )
-def test_bad_options_are_one_line(options, line, capsys):
+def test_bad_options_are_one_line_before_anything_is_measured(options, line, capsys, monkeypatch):
+    monkeypatch.setattr("resvae.verbs.bench.take_turns", None)
     assert main([*QUICK, *options]) == 2
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
+
+
+def test_a_classifier_is_refused(capsys):
+    refused(capsys, ["bench", "--config", "configs/digits_classifier.yaml", "--depths", "28"], "trains a classifier")

@@ -94,13 +94,13 @@ def bench(
         "batch size": {str(size): {"data.batch_size": size} for size in batch_sizes},
         "switches": SWITCHES if switches else {},
     }
-    for fields in (fields for variants in compared_by.values() for fields in variants.values()):
-        with torch.device("meta"):  # what is refused is refused before anything is measured
-            varied(configuration, fields).instantiate()
     device = chosen()
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     training = Training(configuration, device)
+    for fields in (fields for variants in compared_by.values() for fields in variants.values()):
+        with torch.device("meta"):  # what is refused is refused before anything is measured
+            varied(configuration, fields).instantiate()
     peer = [pythae(training)] if peers else []
     dtype = torch.bfloat16 if training.bf16 else torch.float32
     named = {"precision": "bf16" if training.bf16 else "fp32", "compiled": training.module.compiles is True}
