@@ -31,3 +31,8 @@ def chosen() -> torch.device:
 def double(x: Tensor) -> Tensor:
     """``x`` as float64, on the CPU where its device has none (Apple's)."""
     return (x.cpu() if x.device.type == "mps" else x).double()
+
+
+def reading_waits(device: torch.device) -> bool:
+    """Whether reading a number makes the host wait for all that the device has still to do."""
+    return device.type != "cpu"

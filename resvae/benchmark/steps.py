@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resvae.benchmark.ceilings import Recorded, Shape
 from resvae.benchmark.timing import Case, Step, flops_of, peak_memory
@@ -68,11 +68,8 @@ class Training:
         self.loss().backward()
 
     def judge(self) -> None:
-        """Measure and clip the gradient's norm; the guard's answer does not count here."""
-        parameters = [p for p in self.vae.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.module.guard.accepts(norm.item())
-        nn.utils.clip_grads_with_norm_(parameters, self.module.clip_norm, norm)
+        """Measure, judge and clip the gradient's norm."""
+        self.module.on_before_optimizer_step(self.optimizer)
 
     @torch.no_grad()
     def follow(self) -> None:

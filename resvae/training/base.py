@@ -8,7 +8,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -20,16 +19,17 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from resvae.devices import reading_waits
 from resvae.errors import ResvaeError
 from resvae.models.registry import registered
 from resvae.storage import build, describe
 from resvae.training.callbacks import ExponentialAverage, Throughput, images_of
 from resvae.training.compiling import choose
-from resvae.training.guard import GradientGuard
+from resvae.training.guard import LOOK_EVERY, GradientGuard
 from resvae.training.means import Means
 from resvae.training.memory import in_bytes, keep_to
 from resvae.training.muon import mark_hidden
-from resvae.training.optimizers import hyperparameters, take_over
+from resvae.training.optimizers import hyperparameters, in_one_kernel, skips_by_itself, take_over
 from resvae.training.schedule import Schedule
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -199,24 +199,33 @@ class LitModel(pl.LightningModule, ABC):
     def make_optimizer(self) -> Optimizer:
         """A new optimiser of the model's parameters."""
         mark_hidden(self.model)
-        return self.optimizer(self.model.parameters())
+        return in_one_kernel(self.optimizer(self.model.parameters()))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradient, or remove it where the guard refuses it: optimisers skip parameters without gradient."""
+        """Clip the gradient; where the guard refuses it, the optimiser skips the update.
+
+        On an accelerator the optimiser is told so there, and the host does not wait. Where it cannot be told, and on a
+        CPU, the gradient is removed.
+        """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        value = norm.item()
-        if self.guard.accepts(value):
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        accepted = self.guard.accepts(norm)
+        nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        if reading_waits(norm.device) and skips_by_itself(optimizer):
+            optimizer.found_inf = (~accepted).float()  # pyright: ignore[reportAttributeAccessIssue]
+            self.means.add("train", {"grad_norm": torch.where(accepted, norm, 0.0)}, accepted.int())
+            self.guard.look(LOOK_EVERY)
+        elif accepted:
             self.means.add("train", {"grad_norm": norm}, 1)
         else:
             optimizer.zero_grad()
+            self.guard.look()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the model is, the guard's statistics and the random states."""
         if (here := self.description()) is not None:
             checkpoint["resvae"] = here
-        checkpoint["guard"] = asdict(self.guard)
+        checkpoint["guard"] = self.guard.state()
         if self._given:
             checkpoint["optimizer"] = {"name": type(self.trainer.optimizers[0]).__name__, "groups": self._given}
         checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
@@ -273,6 +282,7 @@ class LitModel(pl.LightningModule, ABC):
         """Log the means where an epoch ends, or training does: callbacks find them at the epoch's end."""
         trainer = self.trainer
         if trainer.is_last_batch or trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step:
+            self.guard.look()
             self.means.log(self, "train")
             skipped = float(self.guard.skipped)
             self.log("train/skipped_updates", skipped, on_step=False, on_epoch=True, reduce_fx="max")

@@ -15,9 +15,9 @@ class Means:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}
+        self._sums: dict[tuple[str, ...], tuple[Tensor, int | Tensor]] = {}
 
-    def add(self, split: str, values: dict[str, Tensor], num: int) -> None:
+    def add(self, split: str, values: dict[str, Tensor], num: int | Tensor) -> None:
         """Add the means over ``num`` images, scalars."""
         names = split, *values
         vector = torch.stack([value.detach() for value in values.values()])
@@ -34,6 +34,8 @@ class Means:
         """Log what was added since the last time; what is logged again in the same epoch is averaged as it should."""
         for split_of, *names in [names for names in self._sums if names[0] == split]:
             sums, num = self._sums.pop((split_of, *names))
+            if not (num := int(num)):
+                continue  # no update was taken
             alone = module._trainer is None or module.trainer.world_size == 1
             if split != "train" and not alone:
                 # Lightning divides by the mean number of images, rounded down. In training the numbers are equal.

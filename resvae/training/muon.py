@@ -45,7 +45,7 @@ def mark_hidden(model: nn.Module) -> None:
         layer.weight.hidden = Hidden(layer.groups, isinstance(layer, nn.ConvTranspose2d))  # pyright: ignore
 
 
-def orthogonalised(matrices: Sequence[Tensor], scale: Callable[[int, int], float] = lambda *_: 1.0) -> list[Tensor]:
+def orthogonalised(matrices: Sequence[Tensor], scale: Callable[[int, int], Any] = lambda *_: 1.0) -> list[Tensor]:
     """Matrices, each ``[N, R, C]`` in float32, with their singular values moved to about ``scale(R, C)``.
 
     Newton and Schulz's iteration X <- (A + B S + C S^2) X, S = X X^T, is a polynomial in the first S times the first
@@ -129,6 +129,12 @@ class Muon(Optimizer):
         ]
         common = {"momentum": momentum, "betas": betas, "eps": eps}
         super().__init__([group for group in groups if group["params"]], common)
+        self.found_inf: Tensor | None = None  # a scalar; where it is 1, the update is left out
+
+    @property
+    def skips_by_itself(self) -> bool:
+        """Whether ``found_inf`` counts on the device of the parameters."""
+        return all(p.device.type in FUSED for group in self.param_groups for p in group["params"])
 
     def text(self) -> str:
         """Which weights each of the two has, in one line."""
@@ -154,15 +160,22 @@ class Muon(Optimizer):
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
         gradients, momenta = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        taken: Any = 1.0
+        if self.found_inf is None:
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        else:
+            taken = 1 - self.found_inf
+            gradients = [torch.where(self.found_inf == 1, 0.0, gradient) for gradient in gradients]  # perhaps NaN
+            torch._foreach_mul_(momenta, 1 - (1 - group["momentum"]) * taken)
+            torch._foreach_add_(momenta, gradients, alpha=1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
         views = [p.hidden.view(p, like=p) for p in parameters]
         matrices = [
             p.hidden.matrices(p.hidden.view(update, like=p)).float()
             for p, update in zip(parameters, updates, strict=True)
         ]
-        updates = orthogonalised(matrices, lambda *sides: -group["lr"] * 0.2 * max(sides) ** 0.5)
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        updates = orthogonalised(matrices, lambda *sides: taken * (-group["lr"] * 0.2 * max(sides) ** 0.5))
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"] * taken)
         torch._foreach_add_(views, [update.view(view.shape) for update, view in zip(updates, views, strict=True)])
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
@@ -179,6 +192,7 @@ class Muon(Optimizer):
             [],
             [state["step"] for state in states],
             fused=all(p.device.type in FUSED for p in parameters),
+            found_inf=self.found_inf,
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],

@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from resvae.errors import ResvaeError
+from resvae.training.muon import Muon
+
+KERNELS = (Adam, AdamW, SGD)  # of torch's optimisers, those whose whole update can be one kernel
 
 
 def refuse_optimizer(optimizer: Optimizer, checkpoint: dict[str, Any]) -> None:
@@ -25,9 +28,29 @@ def refuse_optimizer(optimizer: Optimizer, checkpoint: dict[str, Any]) -> None:
         )
 
 
+def in_one_kernel(optimizer: Optimizer) -> Optimizer:
+    """The same, with torch's kernel for whole updates on a CUDA device, unless it was made to use one or not to."""
+    for group in optimizer.param_groups:
+        unsaid = group.get("fused") is None and not any(group.get(name) for name in ("foreach", "differentiable"))
+        if isinstance(optimizer, KERNELS) and unsaid and all(p.is_cuda for p in group["params"]):
+            group["fused"] = True
+    return optimizer
+
+
+def skips_by_itself(optimizer: Optimizer) -> bool:
+    """Whether it leaves an update out where its ``found_inf``, a scalar on its device, is 1.
+
+    That is how torch's gradient scaler tells the optimisers whose kernels do whole updates; ``Muon`` does the same.
+    """
+    if isinstance(optimizer, Muon):
+        return optimizer.skips_by_itself
+    return isinstance(optimizer, KERNELS) and all(group["fused"] for group in optimizer.param_groups)
+
+
 def hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What each group of an optimiser was made with, without its parameters."""
-    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    """What each group of an optimiser was made with, without its parameters and the way it computes."""
+    without = {"params", "fused", "foreach"}  # a state goes on with the kernel that it was made for
+    return [{name: value for name, value in group.items() if name not in without} for group in optimizer.param_groups]
 
 
 def take_over(optimizer: Optimizer, scheduler: Any, given: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:

@@ -1,6 +1,8 @@
 """A step is the configuration's own, changes no weight, and is the sum of its parts."""
 
+import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from resvae.benchmark.beside import loaders, of_lightning, pythae
 from resvae.benchmark.operations import KINDS, REST, by_kind
 from resvae.benchmark.steps import Training
 from resvae.errors import ResvaeError
+from resvae.training import muon
 from resvae.training.configuration import parse
 
 CPU = torch.device("cpu")
@@ -32,6 +35,24 @@ def test_a_step_does_all_the_work_and_leaves_the_weights_as_they_are(training):
     assert training.optimizer.state
     assert training.x.shape == (8, 1, 8, 8)
     assert training.case("step").flops == training.flops > 10**6
+
+
+@pytest.mark.parametrize("kind", ["VAE", "HierarchicalVAE"])
+def test_a_step_reads_nothing_from_its_device(kind, monkeypatch):
+    # tensors without values: to read one is an error
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(muon, "FUSED", ("meta",))
+    model = {"class_path": f"resvae.{kind}", "init_args": {"depth": [1, 1], "widths": [8, 16], "strides": [1, 2]}}
+    options = {"vae": model, "optimizer": "resvae.training.muon.Muon", "compile": False}
+    given = [
+        f"--model.{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()
+    ]
+    configuration, _ = parse(["--data.name", "digits", "--data.crop_padding", "1", *given])
+    configuration.take_shape()
+    training = Training(configuration, torch.device("meta"))
+    training.step()
+    training.step()
+    assert training.optimizer.state
 
 
 def test_all_parts_run_by_themselves(training):
