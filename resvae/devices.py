@@ -36,3 +36,10 @@ def double(x: Tensor) -> Tensor:
 def reading_waits(device: torch.device) -> bool:
     """Whether reading a number makes the host wait for all that the device has still to do."""
     return device.type != "cpu"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on an accelerator with memory of its own; 0 on others."""
+    if device.type not in ("cuda", "xpu"):
+        return 0
+    return torch.accelerator.get_memory_info(device)[0]

@@ -9,6 +9,7 @@ from resvae.benchmark.ceilings import Recorded, Shape
 from resvae.benchmark.timing import Case, Step, flops_of, peak_memory
 from resvae.data.module import ImageDataset
 from resvae.data.sources import Images
+from resvae.devices import free_memory
 from resvae.errors import ResvaeError
 from resvae.models.base import to_unit
 from resvae.probability import weighted_elbo
@@ -47,7 +48,9 @@ class Training:
         self.average = [p.detach().clone() for p in self.vae.parameters()] if self.module.ema_decay else []
         x = torch.randint(256, (NUM_IMAGES, *self.module.image_shape), dtype=torch.uint8)
         data: Any = parts.data
-        self.dataset = ImageDataset(Images(x, torch.zeros(NUM_IMAGES, dtype=torch.long)), data.crop_padding, data.flip)
+        images = Images(x, torch.zeros(NUM_IMAGES, dtype=torch.long))
+        there = device if free_memory(device) else None
+        self.dataset = ImageDataset(images, data.crop_padding, data.flip, device=there)
         self.x = self.fetch()
         self.flops = flops_of(lambda: self.loss("eager").backward())  # the counter sees only what is not compiled
         self.optimizer.zero_grad()

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from resvae.data.sets import ImageSets, Split
 from resvae.data.sources import Images
+from resvae.devices import free_memory
 from resvae.errors import at_least
 
+DEVICE_SHARE = 0.25  # of an accelerator's free memory, for the images that it gathers batches from
 ROWS = 8192  # numbers of images that are made at once
 Batch = tuple[Tensor, Tensor]  # x uint8 [B, C, H, W], y int64 [B]
 
@@ -22,36 +25,73 @@ Batch = tuple[Tensor, Tensor]  # x uint8 [B, C, H, W], y int64 [B]
 class ImageDataset(Dataset[Batch]):
     """Images in whole batches. ``crop_padding`` and ``flip`` are those of ``ImageDataModule``.
 
-    The augmentation depends only on ``seed``, ``epoch`` and the first index of the batch, not on the number of workers
-    or other random numbers.
+    The augmentation depends only on ``seed``, ``epoch`` and the first index of the batch, not on the number of workers,
+    the device or other random numbers.
+
+    Args:
+        device: where the images are copied to, gathered and augmented; default: they stay where they are.
     """
 
-    def __init__(self, images: Images, crop_padding: int = 0, flip: bool = False, seed: int = 0):
+    def __init__(
+        self,
+        images: Images,
+        crop_padding: int = 0,
+        flip: bool = False,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ):
         self.images, self.seed, self.epoch = images, seed, 0
         self.crop_padding, self.flip = crop_padding, flip
+        self.there = None if device is None else (torch.from_numpy(images.pixels()).to(device), images.y.to(device))
 
     def __len__(self) -> int:
         return len(self.images.y)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """The batch of these indices: x uint8 ``[B, C, H, W]``, y int64 ``[B]``."""
+        rng = np.random.default_rng((self.seed, self.epoch, indices[0]))
+        padding, num = self.crop_padding, len(indices)
+        corners = rng.integers(0, 2 * padding + 1, (2, num)) if padding else None
+        mirrored = rng.random(num) < 0.5 if self.flip else None
+        if self.there is not None:
+            return self._there(indices, corners, mirrored)
         # numpy: torch would split this small work over threads, which costs more than it saves on busy cores
         x = self.images.pixels(indices)
-        rng = np.random.default_rng((self.seed, self.epoch, indices[0]))
-        if self.crop_padding:
-            x = random_crop(x, self.crop_padding, rng)
-        if self.flip:
-            mirrored = rng.random(len(x)) < 0.5
+        if corners is not None:
+            x = crop(x, padding, *corners)
+        if mirrored is not None:
             x[mirrored] = x[mirrored][..., ::-1].copy()  # a contiguous copy is faster to write back
         return torch.from_numpy(x), self.images.y[indices]
 
+    def _there(self, indices: list[int], corners: np.ndarray | None, mirrored: np.ndarray | None) -> Batch:
+        """The same on the device, which need not wait for the host, nor the host for it."""
+        assert self.there is not None
+        images, labels = self.there
 
-def random_crop(x: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
-    """Pad each image ``[B, C, H, W]`` with a margin of zeros, and crop it at random to its own size."""
+        def moved(array: Any) -> Tensor:
+            return torch.as_tensor(array).to(images.device, non_blocking=True)
+
+        index = moved(indices)
+        x = images[index]
+        if corners is not None:
+            channels, height, width = (torch.arange(size, device=images.device) for size in x.shape[1:])
+            top, left = moved(corners)
+            x = F.pad(x, [self.crop_padding] * 4)[
+                torch.arange(len(x), device=images.device)[:, None, None, None],
+                channels[:, None, None],
+                (top[:, None] + height)[:, None, :, None],
+                (left[:, None] + width)[:, None, None],
+            ]
+        if mirrored is not None:
+            x = torch.where(moved(mirrored)[:, None, None, None], x.flip(3), x)
+        return x, labels[index]
+
+
+def crop(x: np.ndarray, padding: int, top: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Pad each image ``[B, C, H, W]`` with a margin of zeros, and crop it to its own size at a place ``[B]`` each."""
     batch, channels, height, width = x.shape
     padded = np.zeros((batch, channels, height + 2 * padding, width + 2 * padding), x.dtype)
     padded[:, :, padding:-padding, padding:-padding] = x
-    top, left = rng.integers(0, 2 * padding + 1, (2, batch))
     windows = sliding_window_view(padded, (height, width), (2, 3))  # B C top left H W, a view
     return windows[np.arange(batch), :, top, left]
 
@@ -134,7 +174,8 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
         eval_batch_size: images per batch of validation and test; default: twice ``batch_size``.
         crop_padding: in training, pad by this many zeros and crop at random; 0: do not crop.
         flip: in training, mirror half of the images at random.
-        num_workers: number of loading processes; 0 is fastest where all images are in memory.
+        num_workers: number of loading processes; 0 is fastest where all images are in memory. With 0, an accelerator
+            holds the training images and makes the batches itself, if they take less than a quarter of its memory.
         **sets: the other arguments of ``ImageSets``.
     """
 
@@ -168,11 +209,13 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
 
         A last batch of a single image is dropped, because batch normalisation cannot work on it.
         """
-        dataset = ImageDataset(self.split("train"), self.crop_padding, self.flip, self.seed)
+        images = self.split("train")
+        device = self._room(images)
+        dataset = ImageDataset(images, self.crop_padding, self.flip, self.seed, device)
         sampler = EpochSampler(dataset, self._images_done)
         size = self.batch_size
         alone = len(sampler) > 1 and size > 1 and len(sampler) % size == 1
-        return TrainLoader(dataset, size, sampler=sampler, drop_last=alone, **self._loading())
+        return TrainLoader(dataset, size, sampler=sampler, drop_last=alone, **self._loading(pinned=device is None))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation images in order, ``eval_batch_size`` per batch."""
@@ -189,9 +232,20 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
         sampler = EvaluationSampler(dataset)
         return DataLoader(dataset, sampler.batch_size(size), sampler=sampler, **self._loading())
 
-    def _loading(self) -> dict[str, Any]:
+    def _loading(self, pinned: bool = True) -> dict[str, Any]:
         # its own generator, or each iteration would draw a worker seed from the global random stream
-        return {"num_workers": self.num_workers, "collate_fn": tuple, "generator": torch.Generator()}
+        loading = {"num_workers": self.num_workers, "collate_fn": tuple, "generator": torch.Generator()}
+        # from pinned memory a batch is copied while the device computes
+        return loading | {"pin_memory": pinned and self._device.type == "cuda"}
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    def _room(self, images: Images) -> torch.device | None:
+        """The accelerator that trains, if the images are in memory and take little of its own."""
+        small = isinstance(images.x, Tensor) and images.x.nbytes < DEVICE_SHARE * free_memory(self._device)
+        return self._device if small and not self.num_workers else None
 
     def _images_done(self) -> int:
         """Images of this epoch on which the run had trained when the restored checkpoint was written."""

@@ -8,7 +8,7 @@ import torch
 from helpers_data import rows, same
 
 from resvae.data import ImageDataModule
-from resvae.data.module import EpochSampler, EvaluationSampler, ImageDataset, random_crop
+from resvae.data.module import EpochSampler, EvaluationSampler, ImageDataset, crop
 from resvae.data.sources import Images
 
 
@@ -58,10 +58,43 @@ def test_crop_is_a_window_of_the_padded_image_each_as_likely() -> None:
     padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
     corners = np.ndindex(2 * padding + 1, 2 * padding + 1)
     windows = {padded[:, top : top + height, left : left + width].tobytes(): (top, left) for top, left in corners}
-    out = random_crop(np.broadcast_to(image, (batch, *image.shape)), padding, np.random.default_rng(0))
-    places = np.array([windows[crop.tobytes()] for crop in out])
+    top, left = np.random.default_rng(0).integers(0, 2 * padding + 1, (2, batch))
+    out = crop(np.broadcast_to(image, (batch, *image.shape)), padding, top, left)
+    assert [windows[each.tobytes()] for each in out] == list(zip(top, left, strict=True))
+    drawn = repeated(torch.from_numpy(image)[None], batch, crop_padding=padding)
+    places = np.array([windows[each.numpy().tobytes()] for each in drawn])
     counts = np.histogram2d(places[:, 0], places[:, 1], bins=5)[0]
     assert np.abs(counts - batch / 25).max() < 5 * np.sqrt(batch / 25)
+
+
+@pytest.mark.parametrize("augmentation", [{}, {"crop_padding": 2}, {"flip": True}, {"crop_padding": 1, "flip": True}])
+def test_batches_made_on_a_device_are_the_same(augmentation: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = Images(torch.randint(256, (40, 3, 6, 4), dtype=torch.uint8, generator=generator), torch.arange(40))
+    here = ImageDataset(images, seed=3, **augmentation)
+    there = ImageDataset(images, seed=3, device=torch.device("cpu"), **augmentation)
+    there.epoch = here.epoch = 2
+    for indices in ([5], [7, 3, 39, 7], list(range(40))):
+        assert same(here.__getitems__(indices), there.__getitems__(indices))
+    x, y = ImageDataset(images, device=torch.device("meta"), **augmentation).__getitems__([1, 2])
+    assert (x.device.type, y.device.type, x.shape) == ("meta", "meta", (2, 3, 6, 4))
+    x, _ = there.__getitems__([1, 2])
+    x.zero_()
+    assert not same([there.__getitems__([1])[0]], [torch.zeros(1, 3, 6, 4, dtype=torch.uint8)])
+
+
+def test_images_that_fit_on_an_accelerator_are_kept_there_and_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(free: float, **options: Any) -> tuple[bool, list[torch.Tensor]]:
+        monkeypatch.setattr("resvae.data.module.free_memory", lambda device: free)
+        module = ImageDataModule("digits", limit=96, batch_size=32, crop_padding=1, flip=True, **options)
+        loader: Any = module.train_dataloader()
+        return loader.dataset.there is not None, [x for x, _ in loader]
+
+    size = 96 * 64
+    assert not seen(3.9 * size)[0]
+    assert seen(4.1 * size)[0]
+    assert not seen(4.1 * size, num_workers=1)[0]
+    assert same(seen(0)[1], seen(4.1 * size)[1])
 
 
 def repeated(image: torch.Tensor, num: int, **augmentation: Any) -> torch.Tensor:
