@@ -34,6 +34,7 @@ from resvae.training.schedule import Schedule
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 Precision = Literal["auto", "bf16", "fp32"]
+Compile = bool | Literal["auto", "reduce-overhead"]
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -61,7 +62,7 @@ class LitModel(pl.LightningModule, ABC):
         schedule: Schedule,
         ema_decay: float,
         precision: Precision,
-        compile: bool | Literal["auto"],
+        compile: Compile,
         clip_norm: float = math.inf,
         memory_budget: str | None = None,
     ):
@@ -137,8 +138,13 @@ class LitModel(pl.LightningModule, ABC):
         self.means = Means()
         self._seed = torch.initial_seed()
         # On a CPU torch draws noise many times as fast as a compiled loop does, number by number.
-        options: dict[str, Any] | None = {"fallback_random": True} if self.device.type == "cpu" else None
-        self._compiled = torch.compile(self.objective, options=options) if self.compiles is True else None
+        how: dict[str, Any] = {}
+        if self.device.type == "cpu":
+            how = {"options": {"fallback_random": True}}
+        elif self.compiles == "reduce-overhead":
+            how = {"mode": self.compiles}
+        compiles = self.compiles in (True, "reduce-overhead")
+        self._compiled = torch.compile(self.objective, **how) if compiles else None
 
     def on_train_start(self) -> None:
         """Keep to the budget of memory; go on with this configuration's hyperparameters, whatever a checkpoint had."""

@@ -1,7 +1,7 @@
 """``LitClassifier``: optimises and logs a ``ResNetClassifier``."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resvae.errors import ResvaeError
 from resvae.models import ResNetClassifier
-from resvae.training.base import LitModel, OptimizerFactory, Precision, adamw
+from resvae.training.base import Compile, LitModel, OptimizerFactory, Precision, adamw
 from resvae.training.schedule import Schedule
 
 
@@ -43,7 +43,7 @@ class LitClassifier(LitModel):
         label_smoothing: float = 0.0,
         ema_decay: float = 0.999,
         precision: Precision = "auto",
-        compile: bool | Literal["auto"] = "auto",
+        compile: Compile = "auto",
         memory_budget: str | None = None,
     ):
         shape = classifier.encoder.image_shape

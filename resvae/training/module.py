@@ -1,7 +1,7 @@
 """``LitVAE``: optimises and logs a VAE; the model itself needs no Lightning."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from resvae.errors import ResvaeError
 from resvae.isolation import isolated
 from resvae.models import ImageVAE
 from resvae.probability import ElboTerms, KlSchedule, weighted_elbo
-from resvae.training.base import LitModel, OptimizerFactory, Precision, adamw
+from resvae.training.base import Compile, LitModel, OptimizerFactory, Precision, adamw
 from resvae.training.schedule import Schedule
 
 EVALUATION_SEED = 0  # of the posterior noise in validation and test: the same every time
@@ -30,7 +30,8 @@ class LitVAE(LitModel):
         precision: ``bf16`` or ``fp32``; ``auto`` is bf16 where the hardware has it natively. Likelihood and KL are
             always float32.
         compile: let ``torch.compile`` build the training graph (needs a C++ compiler on a CPU). ``auto``: in ``resvae
-            fit``, if the run is long enough to pay that back.
+            fit``, if the run is long enough to pay that back. ``reduce-overhead``: with CUDA graphs too, for small
+            models, whose GPU waits for the launches of its kernels.
         memory_budget: of the activations of a training step, such as ``4GiB``. Where they need more, residual blocks
             are computed again for the gradient, which takes at most a third more time. Default: keep everything.
 
@@ -57,7 +58,7 @@ class LitVAE(LitModel):
         clip_norm: float = 200.0,
         ema_decay: float = 0.999,
         precision: Precision = "auto",
-        compile: bool | Literal["auto"] = "auto",
+        compile: Compile = "auto",
         memory_budget: str | None = None,
     ):
         super().__init__(vae.image_shape, optimizer, schedule, ema_decay, precision, compile, clip_norm, memory_budget)

@@ -91,7 +91,18 @@ def test_a_compiled_step_on_a_cpu_draws_the_noise_of_one_that_is_not():
     assert not torch.allclose(found[0], module.compute("val", x).elbo)  # other noise
 
 
-@pytest.mark.parametrize("given", [True, False])
+def test_cuda_graphs_are_asked_for_on_an_accelerator_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, **how: asked.append(how) or function)
+    for device in ("cpu", "meta"):
+        LitVAE(VAE(16, **SMALL), compile="reduce-overhead").to(device).on_fit_start()
+        LitVAE(VAE(16, **SMALL), compile=True).to(device).on_fit_start()
+        LitVAE(VAE(16, **SMALL), compile=False).to(device).on_fit_start()
+    drawn = {"options": {"fallback_random": True}}
+    assert asked == [drawn, drawn, {"mode": "reduce-overhead"}, {}]
+
+
+@pytest.mark.parametrize("given", [True, False, "reduce-overhead"])
 def test_what_is_given_stays(given):
     module = LitVAE(VAE(16, **SMALL), compile=given)
     assert module.choose_compile(64, 10**9, None, "cpu") is None
