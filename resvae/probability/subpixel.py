@@ -84,6 +84,7 @@ class Head(nn.Module):
 
     def __init__(self, width: int, layers: int, groups: int, num_parameters: int):
         super().__init__()
+        self.groups = groups
         every = groups * width
         self.hidden = nn.ModuleList(nn.Conv2d(every, every, 3, padding=1, groups=groups) for _ in range(layers))
         self.out = nn.Conv2d(every, groups * num_parameters, 1, groups=groups)
@@ -91,11 +92,19 @@ class Head(nn.Module):
         for layer in (*self.hidden, self.out):
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
 
-    def forward(self, h: Tensor) -> Tensor:
-        """``[B, groups width, h, w]`` to ``[B, groups num_parameters, h, w]``."""
+    def forward(self, h: Tensor, only: int | None = None) -> Tensor:
+        """``[B, groups width, h, w]`` to ``[B, groups num_parameters, h, w]``; or of the ``only`` group both."""
         for layer in self.hidden:
-            h = h + layer(F.silu(h))
-        return self.out(F.silu(h))
+            h = h + self._of(layer, F.silu(h), only)
+        return self._of(self.out, F.silu(h), only)
+
+    def _of(self, layer: nn.Module, h: Tensor, only: int | None) -> Tensor:
+        if only is None:
+            return layer(h)
+        assert isinstance(layer, nn.Conv2d)
+        assert layer.bias is not None
+        weight, bias = (parameter.chunk(self.groups)[only] for parameter in (layer.weight, layer.bias))
+        return F.conv2d(h, weight, bias, padding=layer.padding)
 
 
 class Scale(nn.Module):
@@ -117,22 +126,27 @@ class Scale(nn.Module):
         mask = (place[:, None] >= place).repeat_interleave(channels, 1)
         self.register_buffer("mask", mask[:, :, None, None].float(), persistent=False)
 
-    def forward(self, own: Tensor, x: Tensor) -> DiscretizedLogisticMixture:
+    def forward(self, own: Tensor, x: Tensor, only: int | None = None) -> DiscretizedLogisticMixture:
         """Mixtures of sub-images 1 to 3 of each image in turn, batch shape ``[3 B]``, event shape ``[C, h, w]``.
 
-        ``own`` are features ``[B, 3 width, h, w]``, ``x`` all sub-images ``[B, 4 C, h, w]``, in [0, 1].
+        ``own`` are features ``[B, 3 width, h, w]``, ``x`` all sub-images ``[B, 4 C, h, w]``, in [0, 1]. With ``only``
+        one of the three is made, 0 to 2: batch shape ``[B]``.
         """
         seen = 2 * x[:, : -self.channels] - 1  # the last is before no other
         device = x.device.type
         with torch.autocast(device, enabled=False) if device != "meta" else nullcontext():
             # A centre is as exact as a pixel.
-            centre = F.conv2d(seen, self._masked(self.centre), padding=1)
-        context = F.conv2d(CONTRAST * seen.to(own.dtype), self._masked(self.context).to(own.dtype), padding=1)
+            centre = F.conv2d(seen, self._masked(self.centre, only), padding=1)
+        context = F.conv2d(CONTRAST * seen.to(own.dtype), self._masked(self.context, only).to(own.dtype), padding=1)
+        if only is not None:
+            parameters = self.head(own.chunk(AFTER_FIRST, 1)[only] + context, only).contiguous()
+            return self.mixture.around(parameters, centre)
         parameters = self.head(own + context).contiguous()
         return self.mixture.around(one_by_one(parameters), one_by_one(centre))
 
-    def _masked(self, layer: nn.Conv2d) -> Tensor:
-        return layer.weight * self.mask.repeat_interleave(layer.out_channels // AFTER_FIRST, 0)
+    def _masked(self, layer: nn.Conv2d, only: int | None) -> Tensor:
+        weight = layer.weight * self.mask.repeat_interleave(layer.out_channels // AFTER_FIRST, 0)
+        return weight if only is None else weight.chunk(AFTER_FIRST)[only]
 
 
 class SubPixelDistribution(Distribution):
@@ -143,7 +157,8 @@ class SubPixelDistribution(Distribution):
     Args:
         first: of the coarsest sub-image 0.
         later: of each scale, the coarsest first: from all its sub-images ``[B, 4 C, h, w]`` in [0, 1] to mixtures of
-            1 to 3, batch shape ``[3 B]``, each of which depends only on the sub-images before its own.
+            1 to 3, batch shape ``[3 B]``, each of which depends only on the sub-images before its own; given a number 0
+            to 2 as well, to that one alone.
     """
 
     support = constraints.independent(constraints.unit_interval, 3)  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
@@ -152,7 +167,7 @@ class SubPixelDistribution(Distribution):
     def __init__(
         self,
         first: DiscretizedLogisticMixture,
-        later: Sequence[Callable[[Tensor], DiscretizedLogisticMixture]],
+        later: Sequence[Callable[..., DiscretizedLogisticMixture]],
     ):
         self.first, self.later = first, later
         channels, height, width = first.event_shape
@@ -190,7 +205,7 @@ class SubPixelDistribution(Distribution):
         for later in self.later:
             parts = [x, *(torch.zeros_like(x) for _ in range(AFTER_FIRST))]
             for i in range(AFTER_FIRST):
-                parts[1 + i] = choose(later(torch.cat(parts, 1)))[i::AFTER_FIRST]
+                parts[1 + i] = choose(later(torch.cat(parts, 1), i))
             x = to_space(torch.cat(parts, 1))
         return x
 

@@ -137,6 +137,14 @@ def test_samples_are_as_probable_as_their_entropy_says_and_look_at_each_other():
     assert p.log_prob(mixed).mean() < p.log_prob(x).mean() - 0.05
 
 
+def test_one_sub_image_alone_is_as_among_all(likelihood):
+    p, x = likelihood(features()), torch.rand(2, 2, 4, 4)
+    together, alone = p.later[-1](to_depth(x)), [p.later[-1](to_depth(x), i) for i in range(3)]
+    for name in ("logits", "loc", "log_scale", "coefficients"):
+        parts = torch.stack([getattr(each, name) for each in alone], 1).flatten(0, 1)
+        torch.testing.assert_close(parts, getattr(together, name))
+
+
 def test_the_mean_is_each_sub_images_given_the_means_before(likelihood):
     p = likelihood(features())
     mean = p.mean
