@@ -150,7 +150,8 @@ def evaluate(configuration: Configuration, split: Literal["val", "test"], verbos
     run(parts.model, datamodule=parts.data, ckpt_path=path, verbose=verbose)
     metrics = trainer.callback_metrics
     figures = {name.removeprefix(f"{split}/"): round(float(value), 4) for name, value in metrics.items()}
-    print(f"{split}: {json.dumps(figures)}")
+    if trainer.is_global_zero:
+        print(f"{split}: {json.dumps(figures)}")
 
 
 def _changes(configuration: Configuration, resumed: Checkpoint) -> list[str]:

@@ -142,7 +142,8 @@ def test_two_processes_test_every_image_once(tmp_path):
             options = f"{tmp_path}/runs/run --trainer.enable_progress_bar false --data.eval_batch_size 20 {more}"
             done = start([verb, *options.split()])
             assert done.returncode == 0, done.stderr
-            figures.append(json.loads(re.findall(r"^(?:val|test): (.*)", done.stdout, re.MULTILINE)[0]))
+            (line,) = re.findall(r"(?:val|test): ([{].*)", done.stdout)
+            figures.append(json.loads(line))
     for alone, both in zip(figures[:2], figures[2:], strict=True):
         assert alone["error"] == both["error"]
         assert alone["loss"] == pytest.approx(both["loss"], abs=2e-4)
