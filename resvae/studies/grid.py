@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from resvae.environment import files_in
@@ -67,9 +68,12 @@ class Grid:
             stem: how the names of the files that ``table`` writes begin.
 
         Raises:
-            ResvaeError: runs in the folder were trained otherwise, another process trains there, or a run failed.
+            ResvaeError: no model is as a point says, or runs in the folder were trained otherwise (before anything is
+                written); another process trains there; a run failed.
         """
         configurations = {point.name: self._configuration(point) for point in self.points}
+        for point in self.points:
+            self._check(point, configurations[point.name])
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder):
             failed, text = [], table()
@@ -95,6 +99,15 @@ class Grid:
 
     def _ended(self, point: Point) -> bool:
         return has_ended(self.folder / point.name)
+
+    def _check(self, point: Point, configuration: Configuration) -> None:
+        if self._ended(point):
+            return
+        try:
+            with torch.device("meta"):  # nothing is allocated
+                configuration.instantiate()
+        except ResvaeError as error:
+            raise ResvaeError(f"{self.verb}: {point}: {error}") from error
 
     def _configuration(self, point: Point) -> Configuration:
         """The point's; ``ResvaeError`` where its folder holds the training of another."""

@@ -102,12 +102,19 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_own_folder
     assert [row["depth"] for row in table(tmp_path)] == ["16"]
 
 
-def test_a_run_that_fails_does_not_stop_the_others(tmp_path, in_process, capsys):
-    assert main(arguments(tmp_path, "depths 29,16")) == 2
-    refused, told = capsys.readouterr().err.splitlines()
-    assert "depth: 29 is not allowed" in refused
-    assert told == "resvae: error: sweep: failed: depth 29; the same command resumes what is left"
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, instead, capsys):
+    instead(lambda arguments, **_: 1 if "depth_0022" in " ".join(arguments) else main(arguments))
+    assert main(arguments(tmp_path, "depths 22,16")) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["resvae: error: sweep: failed: depth 22; the same command resumes what is left"]
     assert [row["depth"] for row in table(tmp_path)] == ["16"]
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, in_process, capsys):
+    refused(capsys, arguments(tmp_path, "depths 16,29", "--seeds 0,1"), "sweep: depth 29, seed 0: depth: 29 is not")
+    refused(capsys, arguments(tmp_path, "depths 16", "--data.batch_size 0"), "sweep: depth 16: data.batch_size: 0 is")
+    assert not in_process
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize("option", ["levels", "stochastic_depths"])
@@ -131,9 +138,9 @@ def test_values_and_seeds_are_fields_of_each_runs_configuration(tmp_path, not_ru
 
 
 def test_one_number_per_resolution_is_a_tuple(tmp_path, not_run):
-    assert main(arguments(tmp_path, "levels 1-2-2-1,1-1-1-1", HIERARCHICAL)) == 0
-    assert (init_args(not_run[0][0])["levels"], not_run[0][0]["name"]) == ((1, 2, 2, 1), "levels_1-2-2-1")
-    assert [row["levels"] for row in table(tmp_path, "levels")] == ["1-1-1-1", "1-2-2-1"]
+    assert main(arguments(tmp_path, "levels 1-2,1-1", HIERARCHICAL)) == 0
+    assert (init_args(not_run[0][0])["levels"], not_run[0][0]["name"]) == ((1, 2), "levels_1-2")
+    assert [row["levels"] for row in table(tmp_path, "levels")] == ["1-1", "1-2"]
 
 
 def test_a_classifier_is_swept_too(tmp_path, in_process):
