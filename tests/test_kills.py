@@ -24,6 +24,7 @@ from resvae.cli import main
 from resvae.files import UNFINISHED, remove_unfinished, write_atomically
 
 NUM_KILLS = 100
+SHALLOW = "--model.vae.init_args.widths [8,8] --model.vae.init_args.strides [1,2]"
 # Imports once; each command is a process of its own, forked from here.
 NURSERY = """
 import os, sys
@@ -114,7 +115,9 @@ def test_whatever_is_killed_the_next_command_goes_on(tmp_path, nursery, capsys):
     whole = tmp_path / "whole"
     status, lasts = nursery.run(" ".join(command(whole, options)))
     assert status == 0
-    (whole / "sweep.yaml").write_text(VAE)
+    sweep = f"sweep --config {whole}/config.yaml --depths 16 {SHALLOW} --seeds 0,1 --runs {{}} --name swept"
+    status, both = nursery.run(sweep.format(whole))
+    assert status == 0
     lines = {
         f"export {whole}/runs/run {{}}/model": "model/model.safetensors",
         f"evaluate {whole}/runs/run --num_samples 2 --out {{}}/report.json": "report.json",
@@ -124,7 +127,17 @@ def test_whatever_is_killed_the_next_command_goes_on(tmp_path, nursery, capsys):
     for i in range(NUM_KILLS):
         folder = tmp_path / f"{i}"
         folder.mkdir()
-        if i % 2:  # a run, which is killed up to three times
+        if i % 10 == 8:  # a sweep, whose runs are killed with it
+            status, _ = nursery.run(sweep.format(folder), rng.uniform(0, both))
+            check_whole(folder)
+            counts["sweep killed"] += status != 0
+            assert nursery.run(sweep.format(folder))[0] == 0
+            for seed in range(2):
+                run = f"swept/depth_0016_seed_{seed}"
+                assert_same(checkpoint(folder / run)["state_dict"], checkpoint(whole / run)["state_dict"], f"{i}.{run}")
+            found = [[row["validation loss"] for row in rows(each / "swept/depths.csv")] for each in (folder, whole)]
+            assert found[0] == found[1]
+        elif i % 2:  # a run, which is killed up to three times
             line, kills = " ".join(command(folder, options)), 0
             for _ in range(3):
                 resumes = any((folder / "runs/run/checkpoints").glob("*.ckpt"))
