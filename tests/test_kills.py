@@ -163,7 +163,8 @@ def test_whatever_is_killed_the_next_command_goes_on(tmp_path, nursery, capsys):
             kept = (folder / product).read_bytes() if before else b""
             status, _ = nursery.run(line.format(folder), rng.uniform(0, 1.1 * times[line]))
             check_whole(folder)
-            assert not before or len((folder / product).read_bytes()) == len(kept)
+            # that of before or a new one, in which the seconds may be a digit longer
+            assert not before or len((folder / product).read_bytes()) == pytest.approx(len(kept), abs=4)
             counts[f"{line.split()[0]} killed"] += status != 0
             there = line.startswith("export") and (folder / product).is_file()  # which it does not write over
             assert os.waitstatus_to_exitcode(nursery.run(line.format(folder))[0]) == (2 if there else 0)

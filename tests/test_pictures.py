@@ -135,7 +135,7 @@ def test_names_in_latents_write_nowhere_else(tmp_path):
 
 BAD = {
     "reconstruct levels none.png": ["pictures: none.png does not exist"],
-    "reconstruct levels mine/notes.txt": ["notes.txt is not an image that can be read"],
+    "reconstruct levels mine/notes.txt": ["pictures: ", "notes.txt is not an image that can be read\n"],
     "reconstruct levels empty": ["empty holds no images", ".png"],
     "reconstruct levels mine --data digits": ["data: digits is not allowed with pictures"],
     "reconstruct grey mine --num_levels 1": ["num_levels: 1 is not allowed", "VAE has one level"],

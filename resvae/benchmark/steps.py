@@ -14,6 +14,7 @@ from resvae.errors import ResvaeError
 from resvae.models.base import to_unit
 from resvae.probability import weighted_elbo
 from resvae.training.configuration import Configuration
+from resvae.training.guard import GradientGuard
 
 NUM_IMAGES = 2048  # of the random data set; enough that gathering a batch jumps about in memory
 
@@ -71,7 +72,8 @@ class Training:
         self.loss().backward()
 
     def judge(self) -> None:
-        """Measure, judge and clip the gradient's norm."""
+        """Measure, judge and clip the gradient's norm; a guard that has seen nothing refuses no update."""
+        self.module.guard = GradientGuard()
         self.module.on_before_optimizer_step(self.optimizer)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from numpy.lib import format as npy
 
 from resvae.data.sources import Request, Source, channels_first, resized, split_off
 from resvae.data.store import Contents, gather
-from resvae.errors import ResvaeError, one_line
+from resvae.errors import ResvaeError
 
 NEEDS_PATH = True
 ROWS = 4096  # images that are read at once
@@ -77,7 +77,7 @@ def readable(path: Path) -> Iterator[None]:
     except ResvaeError:
         raise
     except Exception as error:  # a reader of damaged archives may stop at anything
-        raise ResvaeError(f"data.path: {path} is not an .npz of plain arrays ({one_line(error)})") from error
+        raise ResvaeError(f"data.path: {path} is not an .npz of plain arrays, or it is damaged") from error
 
 
 def headers(path: Path) -> dict[str, tuple[tuple[int, ...], bool, np.dtype[Any]]]:

@@ -35,7 +35,10 @@ class Picture:
 
 
 def read_all(
-    files: Sequence[Path], size: tuple[int, int] | None = None, on_corrupt: str = "refuse"
+    files: Sequence[Path],
+    size: tuple[int, int] | None = None,
+    on_corrupt: str = "refuse",
+    field: str = "data.path",
 ) -> Iterator[Picture | None]:
     """The pictures in order, read by several threads; None for one that cannot be read and is to be skipped.
 
@@ -43,6 +46,7 @@ def read_all(
         files: of pictures.
         size: the height and width to which they are cut and scaled; None: as they are.
         on_corrupt: ``refuse`` (``ResvaeError``) or ``skip`` what cannot be read.
+        field: what messages call the files.
     """
 
     def attempt(file: Path) -> Picture | Exception:
@@ -55,21 +59,20 @@ def read_all(
         results = threads.map(attempt, files)
         try:
             for file, result in zip(progress(files, f"reading {len(files):,} images"), results, strict=True):
-                yield _checked(file, result, on_corrupt)
+                yield _checked(file, result, on_corrupt, field)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _checked(file: Path, result: Picture | Exception, on_corrupt: str) -> Picture | None:
+def _checked(file: Path, result: Picture | Exception, on_corrupt: str, field: str) -> Picture | None:
     """The picture, or None for one that is to be skipped; else ``ResvaeError``."""
     if isinstance(result, Picture):
         return result
     if isinstance(result, ResvaeError):
-        raise result
+        raise ResvaeError(f"{field}: {result}")
     if on_corrupt == "refuse":
-        raise ResvaeError(
-            f"data.path: {file} is not an image that can be read; remove it or set data.on_corrupt to skip"
-        ) from result
+        remedy = "; remove it or set data.on_corrupt to skip" if field == "data.path" else ""
+        raise ResvaeError(f"{field}: {file} is not an image that can be read{remedy}") from result
     warnings.warn(f"skipped {file}: not an image that can be read", stacklevel=2)
     return None
 
@@ -93,11 +96,11 @@ def decoded(name: Path, size: tuple[int, int] | None) -> Picture:
         mode, transparent = picture.mode, picture.mode in ("RGBA", "LA", "PA", "La", "RGBa")
         transparent |= "transparency" in picture.info
         if mode.startswith("F"):
-            raise ResvaeError(f"data.path: {name} has floating-point pixels; whole numbers of 8 or 16 bits are allowed")
+            raise ResvaeError(f"{name} has floating-point pixels; whole numbers of 8 or 16 bits are allowed")
         if mode.startswith("I"):
             values = np.asarray(picture)
             if values.min() < 0 or values.max() > SIXTEEN * 255:
-                raise ResvaeError(f"data.path: {name} has more than 16 bits per channel; 8 or 16 are allowed")
+                raise ResvaeError(f"{name} has more than 16 bits per channel; 8 or 16 are allowed")
             met.append("of 16 bits: scaled to 8")
             picture = Image.fromarray(np.round(values / SIXTEEN).astype(np.uint8))
         elif transparent:

@@ -46,7 +46,7 @@ def read(file: str, vae: ImageVAE) -> Tensor:
             size = picture.size
         pixels = decoded(Path(file), (shape[0], shape[1])).channels(channels)
     except ResvaeError as error:
-        raise ResvaeError(str(error).replace(f"data.path: {file}", "picture: it")) from error
+        raise ResvaeError(str(error).replace(file, "picture: it")) from error
     except Exception as error:  # decoders of broken files raise anything
         raise ResvaeError("picture: this file is not an image that can be read, or it is damaged") from error
     if min(size) < min(shape):

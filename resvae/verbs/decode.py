@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from resvae.errors import ResvaeError, one_line
+from resvae.errors import ResvaeError
 from resvae.files import place
 from resvae.progress import progress
 from resvae.storage import load_vae
@@ -30,7 +30,7 @@ def decode(model: str, latents: str, out: str = "decoded.png") -> None:
     except FileNotFoundError as error:
         raise ResvaeError(f"latents: {latents} does not exist") from error
     except Exception as error:  # a reader of damaged archives may stop at anything
-        raise ResvaeError(f"latents: {latents} is not an .npz of plain arrays ({one_line(error)})") from error
+        raise ResvaeError(f"latents: {latents} is not an .npz of plain arrays, or it is damaged") from error
     if not parts or len({len(part) for part in parts}) != 1 or not len(parts[0]):
         raise ResvaeError(f"latents: {latents} must hold mean_00, mean_01, ... with as many rows each")
     device = next(vae.parameters()).device

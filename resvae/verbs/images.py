@@ -60,7 +60,7 @@ def _read(files: list[Path], shape: tuple[int, int, int]) -> Iterator[Named]:
     if shape[0] not in (1, 3):
         raise ResvaeError(f"pictures: they have 1 or 3 channels, and this model takes {shape[0]}")
     names, batch = _names(files), list[Tensor]()
-    for i, picture in enumerate(read_all(files, shape[1:], "refuse"), 1):
+    for i, picture in enumerate(read_all(files, shape[1:], field="pictures"), 1):
         assert picture is not None  # only what is skipped is
         batch.append(torch.from_numpy(picture.channels(shape[0])))
         if len(batch) == BATCH or i == len(files):
