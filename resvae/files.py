@@ -45,6 +45,11 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a figure of matplotlib ``write_atomically``, in the format that the path's ending names."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format=path.suffix[1:]))
+
+
 def write_npz(path: Path, arrays: dict[str, Any]) -> None:
     """Write arrays by their names as an .npz ``write_atomically``."""
     import numpy as np

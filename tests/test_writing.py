@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from resvae.errors import ResvaeError
-from resvae.files import write_atomically
+from resvae.evaluation.grids import save_grid
+from resvae.files import write_atomically, write_figure
 from resvae.models import VAE
 from resvae.storage import load, save
 from resvae.training.checkpoints import AtomicCheckpointIO
@@ -116,3 +119,30 @@ def test_checkpoint_io_round_trip(tmp_path):
     assert back["hyper"] == checkpoint["hyper"]
     with pytest.raises(ResvaeError, match="does not exist"):
         io.load_checkpoint(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.JPEG", "a.webp"])
+def test_a_picture_is_whole_or_that_of_before(tmp_path, name):
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = save_grid(images[:1], tmp_path / name).read_bytes()
+    with full_disk(300), pytest.raises(OSError, match="File too large"):
+        save_grid(images, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+    save_grid(images, tmp_path / name)
+    with Image.open(tmp_path / name) as picture:
+        picture.load()
+        assert picture.width == 4 * 34 + 2
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.pdf", "a.svg"])
+def test_a_figure_is_whole_or_that_of_before(tmp_path, name):
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    (tmp_path / name).write_text("before")
+    with full_disk(100), pytest.raises(OSError, match="File too large"):
+        write_figure(tmp_path / name, figure)
+    assert (tmp_path / name).read_text() == "before"
+    write_figure(tmp_path / name, figure)
+    assert (tmp_path / name).stat().st_size > 1000
+    assert len(list(tmp_path.iterdir())) == 1

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from resvae.files import writable
+from resvae.files import writable, write_atomically
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 SMALLEST_TILE = 48  # pixels: smaller images are enlarged by whole factors, so that a person can see them
@@ -34,5 +34,11 @@ def beside(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> Tens
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> Path:
     """Write a grid of images ``[N, C, H, W]`` as a PNG; its folder must exist."""
     path = writable(path, *PICTURES)
-    save_image(image_grid(images, columns), path)
+    save_picture(image_grid(images, columns), path)
     return path
+
+
+def save_picture(image: Tensor, path: Path) -> None:
+    """Write one image ``[C, H, W]`` in [0, 1], whole or not at all."""
+    kind = {".jpg": "JPEG"}.get(path.suffix.lower(), path.suffix[1:].upper())
+    write_atomically(path, lambda temporary: save_image(image, temporary, format=kind))

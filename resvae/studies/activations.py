@@ -11,6 +11,7 @@ from torchvision.utils import make_grid
 
 from resvae.errors import ResvaeError
 from resvae.evaluation.grids import image_grid
+from resvae.files import write_figure
 from resvae.models import ImageModel
 from resvae.networks.units import Unit, units
 from resvae.studies.record import Record, Row, subject
@@ -107,7 +108,7 @@ def write_block(passage: Passage, title: str, picture: Tensor, path: Path) -> No
         panels[f"{name}, {min(64, len(each))} of {len(each)} channels"] = _tiled(each[:64], columns)
     for axis, (name, panel) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
         _draw(axis, panel, name)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 def write_overview(each: list[Passage], titles: list[str], picture: Tensor, path: Path) -> None:
@@ -124,7 +125,7 @@ def write_overview(each: list[Passage], titles: list[str], picture: Tensor, path
         along = torch.einsum("c,pchw->phw", direction, torch.stack(maps))
         light = nn.functional.interpolate(picture.mean(1, True), list(along.shape[1:]), mode="area")
         _draw(axis, _tiled(along * (along[-1] * light).sum().sign(), len(along)), title)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 def _row(i: int, passage: Passage) -> Row:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from resvae.files import write_figure
 from resvae.networks import gate_bias
 from resvae.studies.table import plot_means
 from resvae.studies.variants import FIGURES, Result, Study, Variant, curves, deciding
@@ -49,7 +50,7 @@ def by_depth(results: Sequence[Result], path: Path) -> None:
     axes.set(xlabel="depth, layers", ylabel=label)
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 CONFIG = "configs/cifar10_degradation_cpu.yaml"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from resvae.errors import at_least
+from resvae.files import write_figure
 from resvae.models import ImageModel
 from resvae.networks.blocks import ResidualBlock
 from resvae.networks.units import units
@@ -125,7 +126,7 @@ def write_plot(measured: dict[str, Tensor], path: Path) -> None:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center")
     axes[1].set_ylim(0)
     axes[2].set(ylim=(0, None), xlabel="block, from the input on")
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 def _measure(one: Subject, when: str, seed: int) -> list[list[float]]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import combinations, product
+from pathlib import Path
 from random import Random
 from statistics import fmean
 from typing import Any
@@ -14,6 +15,7 @@ from torch.distributions import Normal, kl_divergence
 
 from resvae.devices import double
 from resvae.errors import ResvaeError, at_least
+from resvae.files import write_figure
 from resvae.isolation import isolated
 from resvae.models import HierarchicalVAE, ImageModel
 from resvae.networks.units import Forward, Unit, parts, replaced, units
@@ -174,11 +176,11 @@ def lesion(
     told = f"{main.told} Seed {seed}." + (f" Twin: {twin} (weights {weights['twin ']})." if twin else "")
     for name, rows in tables.items():
         print(record.write(name, rows, f"{told} {NOTES[name]}"))
-    _plot(tables, list(models), *chance(main.model), f"{out}/lesion.png")
+    _plot(tables, list(models), *chance(main.model), record.folder / "lesion.png")
     print("\n".join(f"wrote {record.folder / name}" for name in (*(f"{name}.md" for name in tables), "lesion.png")))
 
 
-def _plot(tables: dict[str, list[Any]], titles: list[str], unit: str, level: float | None, path: str) -> None:
+def _plot(tables: dict[str, list[Any]], titles: list[str], unit: str, level: float | None, path: Path) -> None:
     from matplotlib.figure import Figure
 
     found = list(dict.fromkeys(row["part"] for row in tables["blocks"]))
@@ -205,4 +207,4 @@ def _plot(tables: dict[str, list[Any]], titles: list[str], unit: str, level: flo
         panel.set_xticks([i + 0.3 for i in range(len(levels))], [row["level"] for row in levels])
         panel.set(ylabel=unit, title="KL of each level, and what is added when it draws from its prior")
         panel.legend()
-    page.savefig(path, dpi=150)
+    write_figure(path, page)

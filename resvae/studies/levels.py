@@ -11,6 +11,7 @@ from torch.distributions import Normal
 from resvae.devices import double
 from resvae.errors import ResvaeError, at_least
 from resvae.evaluation.grids import save_grid
+from resvae.files import write_figure
 from resvae.models import HierarchicalVAE
 from resvae.models.levels import redrawn
 from resvae.studies.record import Record, Row, subject
@@ -100,4 +101,4 @@ def write_plot(rows: list[Row], path: Path) -> None:
         where.plot(*points, "o-", color=f"C{i}")
         where.set_ylabel(part, color=f"C{i}")
     axes.set_xlabel("levels that see the image, the coarsest first")
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)

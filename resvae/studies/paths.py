@@ -12,6 +12,7 @@ from torch import Tensor
 
 from resvae.devices import double
 from resvae.errors import ResvaeError, at_least
+from resvae.files import write_figure
 from resvae.isolation import isolated
 from resvae.models import HierarchicalVAE
 from resvae.models.base import to_unit
@@ -185,4 +186,4 @@ def _plot(table: np.ndarray, fit: tuple[float, ...], held: tuple[int, int], file
     together.set(title="what they carry together", ylabel="norm x number of paths, % of all")
     for axes in (count, one, together):
         axes.set_xlabel("units on the path")
-    figure.savefig(file, dpi=150)
+    write_figure(file, figure)

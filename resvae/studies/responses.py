@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resvae.devices import double
+from resvae.files import write_figure
 from resvae.models import ImageModel
 from resvae.models.levels import Level
 from resvae.probability import Likelihood
@@ -103,4 +104,4 @@ def write_plot(stds: dict[str, list[float]], path: Path) -> None:
         axis.set_ylim(None if wide else 0)
         axis.grid(alpha=0.3, which="both")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center")
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)

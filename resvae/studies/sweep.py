@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from resvae.errors import ResvaeError, at_least
+from resvae.files import write_figure
 from resvae.runs.folder import read_summary
 from resvae.studies.grid import Grid, Point, parse_grid
 from resvae.studies.matching import matched_widths
@@ -209,7 +210,7 @@ def write_plot(runs: Sequence[tuple[Value, int | None, dict[str, Any]]], axis: s
     axes.set(xlabel=axis.replace("_", " "), ylabel=unit)
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 def _row(axis: str, value: Value, seed: int | None, summary: dict[str, Any]) -> Row:

@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from resvae.data import ImageDataModule
-from resvae.files import place
+from resvae.files import place, write_figure
 from resvae.runs.folder import CONFIG, has_ended, read_summary
 from resvae.storage import load
 from resvae.studies.grid import Grid, Point, parse_grid
@@ -144,7 +144,7 @@ def curves(
     grid[0][0].set_ylabel(f"{label}\ndashed: training, solid: validation")
     keys = [Line2D([], [], color=f"C{i}", label=text) for i, text in enumerate(lines)]
     figure.legend(handles=keys, loc="outside right upper")
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 def compared(results: Sequence[Result], folder: Path, name: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from resvae.data import ImageDataModule, Images
 from resvae.devices import chosen
 from resvae.errors import at_least
+from resvae.files import write_figure
 from resvae.networks.residual import MergeName, Residual, make_merge
 from resvae.progress import progress
 from resvae.studies.record import Record, Row
@@ -132,7 +133,7 @@ def write_plot(found: dict[str, dict[str, list[Training]]], path: Path) -> None:
         panel.set(title=example, xlabel="epoch", ylabel="training loss, nats per image", yscale="log")
         panel.grid(alpha=0.3)
     panels[-1].legend(title="merge")
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)
 
 
 def _row(runs: list[Training]) -> Row:

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.utils import save_image
 
 from resvae.errors import ResvaeError
-from resvae.evaluation.grids import PICTURES, save_grid
+from resvae.evaluation.grids import PICTURES, save_grid, save_picture
 from resvae.files import writable, write_npz
 
 
@@ -51,6 +50,6 @@ def write_images(batches: Iterable[tuple[list[str], Tensor]], out: Path, columns
     num = 0
     for told, x in batches:
         for name, image in zip(told, x, strict=True):
-            save_image(image, out / f"{name}.png")
+            save_picture(image, out / f"{name}.png")
         num += len(told)
     return f"wrote {out} ({num:,} images)"
