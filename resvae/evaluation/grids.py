@@ -1,6 +1,7 @@
 """Pictures of many images: grids of samples, originals beside their reconstructions."""
 
 import math
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -41,4 +42,6 @@ def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> P
 def save_picture(image: Tensor, path: Path) -> None:
     """Write one image ``[C, H, W]`` in [0, 1], whole or not at all."""
     kind = {".jpg": "JPEG"}.get(path.suffix.lower(), path.suffix[1:].upper())
-    write_atomically(path, lambda temporary: save_image(image, temporary, format=kind))
+    encoded = BytesIO()  # Pillow's encoders do not see that a file is full
+    save_image(image, encoded, format=kind)
+    write_atomically(path, lambda temporary: temporary.write_bytes(encoded.getvalue()))
