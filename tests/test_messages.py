@@ -10,7 +10,7 @@ FIT = {
     "--data.batch_size 2.5": "data.batch_size: 2.5 is not allowed; a whole number",
     "--data.flip maybe": "data.flip: maybe is not allowed; true or false",
     "--trainer.max_epochs ten": "trainer.max_epochs: ten is not allowed; a whole number or null",
-    "--model.compile perhaps": "model.compile: perhaps is not allowed; true or false or auto",
+    "--model.compile perhaps": "model.compile: perhaps is not allowed; true or false or one of auto, reduce-overhead",
     "--model.vae.depth deep": "model.vae.depth: deep is not allowed; a whole number or a list of whole numbers",
     "--model.vae.init_args.block.kind big": "model.vae.block.kind: big is not allowed; one of bottleneck, basic",
     "--model.vae.depht 40": "model.vae.depht: there is no such field; resvae.VAE takes depth, latent_dim, ",

@@ -28,7 +28,7 @@ def measured_runs(not_run, monkeypatch) -> list[tuple[dict[str, Any], dict[str, 
         return Result(variant, depth, seed, 7, "0f", "cifar10", "Classifiers.", 2, history, test)
 
     monkeypatch.setattr(variants, "result", measured)
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, dpi: path.touch())  # drawing takes the most time
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: path.touch())  # drawing takes the most time
     return not_run
 
 
