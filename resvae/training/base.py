@@ -96,6 +96,11 @@ class LitModel(pl.LightningModule, ABC):
         return getattr(self, self.field)
 
     @property
+    def compiled(self) -> bool:
+        """Whether training is compiled; not yet where that is still to be decided."""
+        return self.compiles not in (False, "auto")
+
+    @property
     @abstractmethod
     def objective(self) -> Callable[[Tensor], Any]:
         """What is computed of images ``[B, C, H, W]``: the terms of the ELBO, or logits."""
@@ -143,8 +148,7 @@ class LitModel(pl.LightningModule, ABC):
             how = {"options": {"fallback_random": True}}
         elif self.compiles == "reduce-overhead":
             how = {"mode": self.compiles}
-        compiles = self.compiles in (True, "reduce-overhead")
-        self._compiled = torch.compile(self.objective, **how) if compiles else None
+        self._compiled = torch.compile(self.objective, **how) if self.compiled else None
 
     def on_train_start(self) -> None:
         """Keep to the budget of memory; go on with this configuration's hyperparameters, whatever a checkpoint had."""

@@ -191,7 +191,7 @@ class Muon(Optimizer):
             [state["square"] for state in states],
             [],
             [state["step"] for state in states],
-            fused=all(p.device.type in FUSED for p in parameters),
+            fused=self.skips_by_itself,
             found_inf=self.found_inf,
             amsgrad=False,
             beta1=group["betas"][0],

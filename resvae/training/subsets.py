@@ -32,10 +32,8 @@ class UnitSubset(Callback, ABC):
 
     def drawn(self, module: nn.Module, step: int) -> list[tuple[Unit, float]]:
         """The units and their factors; ``ResvaeError`` where a unit does not merge by sum, or the model is compiled."""
-        if (compiles := getattr(module, "compiles", False)) and compiles != "auto":
-            raise ResvaeError(
-                f"model.compile: {compiles} is not allowed with subsets of units; each draw is another graph"
-            )
+        if getattr(module, "compiled", False):
+            raise ResvaeError("model.compile: it must be false with subsets of units; each draw is another graph")
         units = summed(module)
         return list(zip(units, self.draw(np.random.default_rng((self.seed, step)), len(units)), strict=True))
 

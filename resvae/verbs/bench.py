@@ -103,10 +103,7 @@ def bench(
             varied(configuration, fields).instantiate()
     peer = [pythae(training)] if peers else []
     dtype = torch.bfloat16 if training.bf16 else torch.float32
-    named = {
-        "precision": "bf16" if training.bf16 else "fp32",
-        "compiled": training.module.compiles not in (False, "auto"),
-    }
+    named = {"precision": "bf16" if training.bf16 else "fp32", "compiled": training.module.compiled}
     report = Report({"configuration": configuration.values.name, **named, **origin(device)})
     ceiling, sections = ceilings(training, device, dtype, seconds)
     report.sections.extend(sections)

@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_the_draws_that_it_would_have_had(tmp_path, name, arg
         (module(), RandomSubset(0), "num: 0 is not allowed"),
         (module(replace(PRE, merge="none")), StochasticDepth(), "must be merged by sum"),
         (module(replace(PRE, merge="highway")), StochasticDepth(), "must be merged by sum"),
-        (module(compile=True), StochasticDepth(), "model.compile: True is not allowed"),
+        (module(compile=True), StochasticDepth(), "model.compile: it must be false"),
     ],
 )
 def test_what_does_not_fit_is_refused(lit, subset, told):
