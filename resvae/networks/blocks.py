@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.networks.residual import Merge, check_merge, make_merge
 
 Order = Literal["original", "norm_after_add", "relu_before_add", "relu_only_pre", "full_pre"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+FEW = 16  # channels, see ``StridedPointwise``
 SECOND_MOMENT = {"relu": 0.5, "silu": 0.3558, "gelu": 0.4252}  # E[f(u)^2] for standard normal u
 
 
@@ -67,7 +68,7 @@ class BlockConfig:
         check_merge(self.merge)
         if not self.ratio > 0:
             raise ResvaeError(f"block: ratio {self.ratio} is not allowed; it must be above 0")
-        at_least(1, **{"block.min_inner": self.min_inner})
+        whole_from(1, **{"block.min_inner": self.min_inner})
 
     def make_norm(self, channels: int) -> nn.Module:
         """A new normalisation of ``channels`` channels, or the identity for ``none``."""
@@ -94,6 +95,12 @@ class BlockConfig:
     def bias(self) -> bool:
         """Whether convolutions have a bias."""
         return self.norm == "none" if self.conv_bias is None else self.conv_bias
+
+
+def check_block(block: BlockConfig) -> None:
+    """Raise ``ResvaeError`` for what is no ``BlockConfig``."""
+    if not isinstance(block, BlockConfig):
+        raise ResvaeError(f"block: {block!r} is not allowed; a BlockConfig, such as BlockConfig(kind='basic')")
 
 
 class ResidualBlock(nn.Module):
@@ -201,9 +208,13 @@ def _convolution(a: int, b: int, kernel: int, stride: int, up: bool, config: Blo
     if not up:
         if 1 < kernel <= stride:  # so that it sees every pixel
             return nn.Conv2d(a, b, stride, stride, bias=bias)
+        if kernel == 1 and a < FEW:
+            return StridedPointwise(a, b, 1, stride, bias=bias)
         return nn.Conv2d(a, b, kernel, stride, padding=kernel // 2, bias=bias)
     if config.upsample == "nearest":
         return nn.Sequential(nn.Upsample(scale_factor=stride), nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=bias))
+    if config.stride_on == "first" and kernel == 1 and b < FEW:
+        return TransposedPointwise(a, b, 1, stride, output_padding=stride - 1, bias=bias)
     if config.stride_on == "first":  # a transposed 1x1 as in Keras: values at every stride-th pixel, the bias elsewhere
         return nn.ConvTranspose2d(a, b, kernel, stride, padding=kernel // 2, output_padding=stride - 1, bias=bias)
     # The stride divides the kernel size, so every output pixel gets equally many contributions: no checkerboard.
@@ -211,6 +222,30 @@ def _convolution(a: int, b: int, kernel: int, stride: int, up: bool, config: Blo
         return nn.ConvTranspose2d(a, b, stride, stride, bias=bias)
     padding, odd = (stride + 1) // 2, stride % 2
     return nn.ConvTranspose2d(a, b, 2 * stride, stride, padding=padding, output_padding=odd, bias=bias)
+
+
+class StridedPointwise(nn.Conv2d):
+    """A 1x1 convolution with a stride, of fewer than ``FEW`` channels: every ``stride``-th pixel, then stride 1.
+
+    The same function. On CPUs the gradient of the other's weights is written past its memory, which ends the process
+    or corrupts other tensors (torch 2.14, oneDNN's issue 6035).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, out_channels, ceil(H/stride), ceil(W/stride)]``."""
+        rows, columns = self.stride
+        return F.conv2d(input[..., ::rows, ::columns], self.weight, self.bias)
+
+
+class TransposedPointwise(nn.ConvTranspose2d):
+    """A transposed 1x1 convolution with a stride, to fewer than ``FEW`` channels; see ``StridedPointwise``."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """``[B, C, H, W]`` to ``[B, out_channels, H*stride, W*stride]``: zeros and the bias between the values."""
+        rows, columns = self.stride
+        values = F.conv_transpose2d(input, self.weight)[..., None, :, None]  # [B, C, H, 1, W, 1]
+        spread = F.pad(values, (0, columns - 1, 0, 0, 0, rows - 1)).flatten(4).flatten(2, 3)
+        return spread if self.bias is None else spread + self.bias[:, None, None]
 
 
 def _initialise(module: nn.Module, gain: float, last_scale: float = 1.0) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from resvae.errors import ResvaeError
 from resvae.networks import BlockConfig, ResidualBlock
-from resvae.networks.blocks import ACTIVATIONS, SECOND_MOMENT
+from resvae.networks.blocks import ACTIVATIONS, FEW, SECOND_MOMENT, StridedPointwise, TransposedPointwise
 
 # He 2016, figure 4
 ORDERS = {
@@ -208,3 +208,39 @@ def test_the_inner_width_of_a_bottleneck_never_falls_under_the_least():
         assert shapes == [inner, inner, channels]
     with pytest.raises(ResvaeError, match=r"block\.min_inner: 0 is not allowed; at least 1"):
         BlockConfig(min_inner=0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_pointwise_convolutions_of_few_channels_are_those_of_torch(stride, bias):
+    x = example(2, 3, 7, 6).double()
+    for mine, torchs, options in (
+        (StridedPointwise, nn.Conv2d, {}),
+        (TransposedPointwise, nn.ConvTranspose2d, {"output_padding": stride - 1}),
+    ):
+        module = mine(3, 5, 1, stride, bias=bias, **options).double()
+        twin = torchs(3, 5, 1, stride, bias=bias, **options).double()
+        twin.load_state_dict(module.state_dict())
+        found, wanted = module(x), twin(x)
+        torch.testing.assert_close(found, wanted)
+        found.square().sum().backward()
+        wanted.square().sum().backward()
+        for a, b in zip(module.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("stride_on", ["spatial", "first"])
+@pytest.mark.parametrize("up", [False, True])
+def test_gradients_of_few_channels_are_exact_in_the_layout_of_training(up, stride_on):
+    for a, b in itertools.product((1, 3, 4, 8, FEW), repeat=2):
+        block = ResidualBlock(a, b, stride=2, up=up, config=BlockConfig(stride_on=stride_on))
+        exact = ResidualBlock(a, b, stride=2, up=up, config=BlockConfig(stride_on=stride_on)).double()
+        exact.load_state_dict(block.state_dict())
+        block = block.to(memory_format=torch.channels_last)
+        x = example(16, a, 8, 8)
+        for _ in range(3):  # memory that was written past shows later
+            block.zero_grad()
+            block(x.to(memory_format=torch.channels_last)).square().mean().backward()
+        exact(x.double()).square().mean().backward()
+        for mine, wanted in zip(block.parameters(), exact.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad.double(), wanted.grad, rtol=1e-4, atol=1e-6)
