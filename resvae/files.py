@@ -13,6 +13,8 @@ UNFINISHED = ".unfinished"  # ends the name of a temporary file
 
 def place(path: str | Path) -> Path:
     """The path that a user means; ``~`` is their home, wherever it is written."""
+    if not isinstance(path, str | os.PathLike):
+        raise ResvaeError(f"path: {path!r} is not allowed; a text or a Path")
     return Path(path).expanduser()
 
 

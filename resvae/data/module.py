@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from resvae.data.sets import ImageSets, Split
 from resvae.data.sources import Images
 from resvae.devices import free_memory
-from resvae.errors import at_least
+from resvae.errors import whole_from
 
 DEVICE_SHARE = 0.25  # of an accelerator's free memory, for the images that it gathers batches from
 ROWS = 8192  # numbers of images that are made at once
@@ -191,8 +191,8 @@ class ImageDataModule(ImageSets, pl.LightningDataModule):
     ):
         super().__init__(name, **sets)
         pl.LightningDataModule.__init__(self)
-        at_least(1, **{"data.batch_size": batch_size, "data.eval_batch_size": eval_batch_size})
-        at_least(0, **{"data.num_workers": num_workers, "data.crop_padding": crop_padding})
+        whole_from(1, **{"data.batch_size": batch_size, "data.eval_batch_size": eval_batch_size})
+        whole_from(0, **{"data.num_workers": num_workers, "data.crop_padding": crop_padding})
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or 2 * batch_size
         self.crop_padding, self.flip, self.num_workers = crop_padding, flip, num_workers
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resvae.data.sources import SOURCES, Images, Request, resized
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, at_least, whole_from
 from resvae.files import place
 
 Split = Literal["train", "val", "test"]
@@ -58,8 +58,9 @@ class ImageSets:
         cache: bool = False,
         memory_share: float = 0.5,
     ):
-        at_least(1, **{"data.limit": limit, "data.image_size": image_size})
-        at_least(0, **{"data.seed": seed, "data.memory_share": memory_share})
+        whole_from(1, **{"data.limit": limit, "data.image_size": image_size})
+        whole_from(0, **{"data.seed": seed})
+        at_least(0, **{"data.memory_share": memory_share})
         if protocol not in ("split", "test_as_validation"):
             raise ResvaeError(f"data.protocol: {protocol!r} is not allowed; split or test_as_validation")
         if on_corrupt not in ("refuse", "skip"):

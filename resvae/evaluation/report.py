@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resvae.data import ImageSets, Split
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.evaluation.bounds import Bounds
 from resvae.evaluation.distances import GeneratedDistances
 from resvae.evaluation.measure import ALWAYS, BATCH, Asked, Found, Measure
@@ -161,8 +161,8 @@ def evaluate(
         ResvaeError: no images, a number under 1, labels that are not the classifier's, a probe or neighbours of the
             training images themselves.
     """
-    at_least(1, num=num, num_samples=num_samples, iw_images=iw_images, probe_images=probe_images)
-    at_least(2, num_generated=num_generated)
+    whole_from(1, num=num, num_samples=num_samples, iw_images=iw_images, probe_images=probe_images)
+    whole_from(2, num_generated=num_generated)
     start = time.perf_counter()
     sets = images if isinstance(images, ImageSets) else None
     device = next(model.parameters()).device

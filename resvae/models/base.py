@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.files import place
+from resvae.networks.depth import is_sequence
 from resvae.probability import ElboTerms, Likelihood, importance_bound
 from resvae.probability.likelihoods import LIKELIHOODS
 
@@ -198,7 +200,7 @@ class ImageVAE(ImageModel):
     @torch.no_grad()
     def log_likelihood(self, x: Tensor | Encoded, num_samples: int = 100) -> Tensor:
         """The importance-weighted bound on log p(x) (Burda 2016, eq. 8), nats, ``[B]``, in constant memory."""
-        at_least(1, num_samples=num_samples)
+        whole_from(1, num_samples=num_samples)
         return importance_bound(self.log_weights(x, num_samples)).float()
 
     def prior_images(self, num: int, temperature: float | Sequence[float] = 1.0) -> Distribution:
@@ -208,7 +210,7 @@ class ImageVAE(ImageModel):
     @torch.no_grad()
     def sample(self, num: int, temperature: float | Sequence[float] = 1.0, pixel_noise: bool = False) -> Tensor:
         """Means of p(x|z) for z from the prior, or draws from it with ``pixel_noise``: ``[num, C, H, W]`` in [0, 1]."""
-        at_least(1, num=num)
+        whole_from(1, num=num)
         return self._pixels(self.prior_images(num, temperature), pixel_noise)
 
     def shift(self, x: Tensor | Encoded) -> Tensor:
@@ -236,7 +238,7 @@ class ImageVAE(ImageModel):
     @torch.no_grad()
     def interpolate(self, a: Tensor | Encoded, b: Tensor | Encoded, steps: int = 8) -> Tensor:
         """Images on the line between the latents of ``a`` and ``b``, both ends included: ``[B, steps, C, H, W]``."""
-        at_least(2, steps=steps)
+        whole_from(2, steps=steps)
         (start, first), (end, last) = self.at_mean(a), self.at_mean(b)
         between = [self.decode(start.lerp(end, t)) for t in torch.linspace(0, 1, steps).tolist()[1:-1]]
         return torch.stack([self._pixels(p) for p in (first, *between, last)], 1)
@@ -255,6 +257,8 @@ def to_unit(x: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
 
     Raises ``ResvaeError`` for another shape or type, values outside [0, 1], and NaN.
     """
+    if not isinstance(x, Tensor):
+        raise ResvaeError(f"images: {type(x).__name__} is not allowed; a tensor, such as torch.as_tensor(...)")
     if x.ndim != 4 or tuple(x.shape[1:]) != tuple(image_shape):
         taken = ", ".join(map(str, image_shape))
         raise ResvaeError(f"images: shape {tuple(x.shape)} does not fit this model, which takes (batch, {taken})")
@@ -274,12 +278,13 @@ def to_unit(x: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
 
 def level_temperatures(temperature: float | Sequence[float], num_levels: int) -> list[float]:
     """One temperature per level, from one number or a list; ``ResvaeError`` for a negative one or another length."""
-    each = [float(temperature)] * num_levels if isinstance(temperature, int | float) else list(temperature)
-    if len(each) != num_levels or not all(value >= 0 for value in each):
+    given: Any = temperature
+    each = list(given) if is_sequence(given) else [given] * num_levels
+    if len(each) != num_levels or not all(isinstance(value, Real) and float(value) >= 0 for value in each):
         raise ResvaeError(
-            f"temperature: {temperature} is not allowed; 0 or more, one number or one per level ({num_levels})"
+            f"temperature: {temperature!r} is not allowed; 0 or more, one number or one per level ({num_levels})"
         )
-    return each
+    return list(map(float, each))
 
 
 def json_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -297,6 +302,8 @@ def json_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
             return [plain(v) for v in value]
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, Real) and not isinstance(value, bool):  # numpy's too
+            return int(value) if isinstance(value, Integral) else float(value)
         return value
 
     return {name: plain(value) for name, value in arguments.items() if name not in ("self", "__class__")}

@@ -5,10 +5,11 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.models.base import ImageModel, Shape, json_arguments, to_unit
 from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetEncoder, cifar_blocks
+from resvae.networks.blocks import check_block
 
 HE = BlockConfig(order="original", norm="batch", activation="relu", shortcut="zero_pad", residual_scale=1.0)
 
@@ -40,10 +41,11 @@ class ResNetClassifier(ImageModel):
         block: BlockConfig = HE,
     ):
         super().__init__()
-        at_least(1, num_classes=num_classes)
+        whole_from(1, num_classes=num_classes)
         if encoder is None:
             given = {"depth": depth, "num_classes": num_classes, "image_shape": image_shape, "block": block}
             self.arguments = json_arguments(given)  # an encoder does not know its own arguments
+            check_block(block)
             kind, blocks = cifar_blocks(depth)
             widths = (16, 32, 64) if kind == "basic" else (64, 128, 256)
             block = replace(block, kind=kind)

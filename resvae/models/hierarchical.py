@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
 
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.models.base import Encoded, ImageVAE, Shape, json_arguments, level_temperatures
 from resvae.models.levels import (
     Choose,
@@ -24,7 +24,8 @@ from resvae.models.levels import (
 )
 from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetEncoder, latent_levels, vae_blocks
-from resvae.networks.blocks import ResidualBlock
+from resvae.networks.blocks import ResidualBlock, check_block
+from resvae.networks.depth import check_shape, per_stage
 from resvae.networks.resnet import LastLayer, final_layers
 from resvae.networks.segments import through
 from resvae.probability import ElboTerms, LikelihoodChoice, make_likelihood
@@ -91,9 +92,11 @@ class HierarchicalVAE(ImageVAE):
     ):
         super().__init__()
         self.arguments = json_arguments(locals())
-        at_least(1, latent_channels=latent_channels)
-        blocks = vae_blocks(depth, len(widths), block.kind)
-        placed = latent_levels(levels, len(widths))
+        whole_from(1, latent_channels=latent_channels)
+        check_block(block)
+        check_shape(image_shape)
+        num_stages = per_stage(widths=widths, strides=strides)
+        blocks, placed = vae_blocks(depth, num_stages, block.kind), latent_levels(levels, num_stages)
         self.num_levels = sum(placed)
         self.likelihood = make_likelihood(likelihood, image_shape[0])
         self.encoder = ResNetEncoder(image_shape, blocks, widths, strides, config=block, patch=patch)
@@ -101,9 +104,9 @@ class HierarchicalVAE(ImageVAE):
         self.start = nn.Parameter(torch.zeros(self.encoder.out_shape))
         self.stages = nn.ModuleList()
         scale = block.scale(sum(blocks) + (self.num_levels if level_block else 0))
-        for i in reversed(range(len(widths))):  # coarsest first; the last block of each stage goes up to the next
+        for i in reversed(range(num_stages)):  # coarsest first; the last block of each stage goes up to the next
             stage = nn.ModuleList()
-            width, num, within = widths[i], blocks[i], placed[len(widths) - 1 - i]
+            width, num, within = widths[i], blocks[i], placed[num_stages - 1 - i]
             for j in range(num):
                 for _ in range(math.ceil((j + 1) * within / num) - math.ceil(j * within / num)):
                     stage.append(Level(width, latent_channels, self.num_levels, block, posterior))

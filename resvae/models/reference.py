@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent
 
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.models.base import Encoded, json_arguments
 from resvae.models.registry import register
 from resvae.models.vae import OneLatentVAE, gaussian
@@ -97,7 +97,7 @@ class ReferenceVAE(OneLatentVAE):
     ):
         super().__init__()
         self.arguments = json_arguments(locals())
-        at_least(1, latent_dim=latent_dim)
+        whole_from(1, latent_dim=latent_dim)
         if intermediate_dim < 16 or intermediate_dim % 16:
             raise ResvaeError(f"intermediate_dim: {intermediate_dim} is not allowed; a multiple of 16")
         self.image_shape, self.latent_dim, self.compat = (3, 32, 32), latent_dim, compat

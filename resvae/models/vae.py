@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.kl import kl_divergence
 
-from resvae.errors import at_least
+from resvae.errors import whole_from
 from resvae.models.base import Encoded, ImageVAE, Shape, json_arguments, level_temperatures
 from resvae.models.registry import register
 from resvae.networks import BlockConfig, ResNetDecoder, ResNetEncoder, vae_blocks
+from resvae.networks.blocks import check_block
+from resvae.networks.depth import check_shape, per_stage
 from resvae.probability import ElboTerms, LikelihoodChoice, make_likelihood
 
 
@@ -110,9 +112,11 @@ class VAE(OneLatentVAE):
     ):
         super().__init__()
         self.arguments = json_arguments(locals())
-        at_least(1, latent_dim=latent_dim)
+        whole_from(1, latent_dim=latent_dim)
         self.latent_dim = latent_dim
-        blocks = vae_blocks(depth, len(widths), block.kind)
+        check_block(block)
+        check_shape(image_shape)
+        blocks = vae_blocks(depth, per_stage(widths=widths, strides=strides), block.kind)
         self.likelihood = make_likelihood(likelihood, image_shape[0])
         self.encoder = ResNetEncoder(image_shape, blocks, widths, strides, config=block, patch=patch)
         self.image_shape = self.encoder.image_shape

@@ -1,8 +1,11 @@
 """Translate one number, the depth or the number of levels, into a number per stage."""
 
+import operator
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, SupportsIndex
 
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 
 CONVOLUTIONS = {"bottleneck": 3, "basic": 2}  # on the main path of a block
 OTHER_LAYERS = 4  # a VAE's stem, latent head, dense layer of the decoder and last convolution
@@ -17,6 +20,29 @@ IMAGENET = {
 }
 
 
+def is_sequence(value: Any) -> bool:
+    """Whether it is a tuple, a list or the like, and no text."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def per_stage(**fields: Sequence[int]) -> int:
+    """The number of stages; ``ResvaeError`` where a field is not a whole number, at least 1, for each of them."""
+    for field, value in fields.items():
+        if not is_sequence(value) or not value or not all(isinstance(n, Integral) and n >= 1 for n in value):
+            raise ResvaeError(f"{field}: {value!r} is not allowed; one whole number per stage, each at least 1")
+    lengths = {len(value) for value in fields.values()}
+    if len(lengths) > 1:
+        said = ", ".join(f"{field} {tuple(value)}" for field, value in fields.items())
+        raise ResvaeError(f"{said} are not allowed; each must have one number per stage")
+    return lengths.pop()
+
+
+def check_shape(image_shape: Sequence[int]) -> None:
+    """Raise ``ResvaeError`` for what is no ``(C, H, W)``."""
+    if not _is_counts(image_shape, 3, 1):
+        raise ResvaeError(f"image_shape: {image_shape!r} is not allowed; (channels, height, width), each at least 1")
+
+
 def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bottleneck") -> tuple[int, ...]:
     """Blocks per stage of a VAE's encoder (its decoder mirrors them) that give ``depth`` weighted layers in total.
 
@@ -26,9 +52,10 @@ def vae_blocks(depth: int | Sequence[int], num_stages: int = 4, kind: str = "bot
     Shortcuts do not count. ``depth`` can be the blocks per stage, too. Where no number of blocks gives a depth, the
     ``ResvaeError`` names the two nearest that work.
     """
-    at_least(1, num_stages=num_stages)
+    whole_from(1, num_stages=num_stages)
     if kind not in CONVOLUTIONS:
         raise ResvaeError(f"kind: {kind!r} is not allowed; one of {', '.join(CONVOLUTIONS)}")
+    depth = _plain(depth)
     if not isinstance(depth, int):
         return _checked(depth, num_stages)
     per_block = 2 * CONVOLUTIONS[kind]
@@ -54,8 +81,9 @@ def latent_levels(levels: int | Sequence[int], num_stages: int = 4) -> tuple[int
     finest stages. ``levels`` can be the levels per stage, too, where 0 is allowed. No level at all, or not one number
     per stage, raises ``ResvaeError``.
     """
+    levels = _plain(levels)
     if isinstance(levels, int):
-        at_least(1, levels=levels)
+        whole_from(1, levels=levels)
         each, rest = divmod(levels, num_stages)
         if not each:
             return (1,) * rest + (0,) * (num_stages - rest)
@@ -65,7 +93,7 @@ def latent_levels(levels: int | Sequence[int], num_stages: int = 4) -> tuple[int
             f"levels: {levels!r} is not allowed; give a whole number, "
             f"or {num_stages} numbers of levels, one per stage and one of them above 0"
         )
-    return tuple(levels)
+    return tuple(map(int, levels))
 
 
 def cifar_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
@@ -73,6 +101,7 @@ def cifar_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
 
     Where both fit (20, 38, 56, 110 ...), blocks are basic below depth 164, as published. A tuple is the basic blocks.
     """
+    depth = _plain(depth)
     if not isinstance(depth, int):
         return "basic", _checked(depth, 3)
     kind = _cifar_kind(depth)
@@ -85,6 +114,7 @@ def cifar_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
 
 def imagenet_blocks(depth: int | Sequence[int]) -> tuple[str, tuple[int, ...]]:
     """Kind and blocks per stage of He's ImageNet networks: 18, 34 are basic; 50, 101, 152 and any tuple bottleneck."""
+    depth = _plain(depth)
     if not isinstance(depth, int):
         return "bottleneck", _checked(depth, 4)
     if depth not in IMAGENET:
@@ -110,17 +140,21 @@ def _share(num: int, proportions: Sequence[int]) -> tuple[int, ...]:
     return tuple(blocks)
 
 
+def _plain(value: int | Sequence[int]) -> int | Sequence[int]:
+    """A whole number, numpy's too, as Python's; all else as it is."""
+    return operator.index(value) if isinstance(value, SupportsIndex) else value
+
+
 def _checked(blocks: Sequence[int], num_stages: int) -> tuple[int, ...]:
     if not _is_counts(blocks, num_stages, 1):
         raise ResvaeError(
             f"depth: {blocks!r} is not allowed; give a whole number, or {num_stages} numbers of blocks, each at least 1"
         )
-    return tuple(blocks)
+    return tuple(map(int, blocks))
 
 
 def _is_counts(values: Sequence[int], num: int, least: int) -> bool:
-    listed = isinstance(values, Sequence) and not isinstance(values, str)
-    return listed and len(values) == num and all(isinstance(n, int) and n >= least for n in values)
+    return is_sequence(values) and len(values) == num and all(isinstance(n, Integral) and n >= least for n in values)
 
 
 def _nearest(depth: int, allowed: Sequence[int]) -> str:

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, channels_last, nn
 
-from resvae.errors import ResvaeError, at_least
-from resvae.networks.blocks import BlockConfig, ResidualBlock
+from resvae.errors import ResvaeError, whole_from
+from resvae.networks.blocks import BlockConfig, ResidualBlock, check_block
+from resvae.networks.depth import check_shape, per_stage
 from resvae.networks.segments import Blocks
 
 STEM_STRIDE = {"cifar": 1, "imagenet": 4, "none": 1}
@@ -61,7 +62,8 @@ class ResNetEncoder(nn.Module):
         super().__init__()
         if stem not in STEM_STRIDE:
             raise ResvaeError(f"stem: {stem!r} is not allowed; one of {', '.join(STEM_STRIDE)}")
-        at_least(1, stem_width=stem_width, patch=patch)
+        whole_from(1, stem_width=stem_width, patch=patch)
+        check_block(config)
         first = STEM_STRIDE[stem] * patch
         size = _coarsest("encoder", image_shape, first, blocks=blocks, widths=widths, strides=strides)
         in_channels, height, width = image_shape
@@ -130,10 +132,11 @@ class ResNetDecoder(nn.Module):
         patch: int = 1,
     ):
         super().__init__()
-        at_least(1, patch=patch)
+        whole_from(1, patch=patch)
+        check_block(config)
         size = _coarsest("decoder", image_shape, patch, blocks=blocks, widths=widths, strides=strides)
         out_channels = image_shape[0] if out_channels is None else out_channels
-        at_least(1, latent_dim=latent_dim, out_channels=out_channels)
+        whole_from(1, latent_dim=latent_dim, out_channels=out_channels)
         self.latent_dim = latent_dim
         self.in_shape = (widths[0], *size)
         self.dense = nn.Linear(latent_dim, math.prod(self.in_shape))
@@ -233,14 +236,8 @@ def _stem(kind: str, in_channels: int, channels: int, config: BlockConfig) -> nn
 
 def _coarsest(name: str, image_shape: Sequence[int], stem_stride: int = 1, **stages: PerStage) -> tuple[int, int]:
     """Height and width of the coarsest map of images ``(C, H, W)``, after all checks of the sizes."""
-    if len(set(map(len, stages.values()))) != 1:
-        said = ", ".join(f"{field} {tuple(value)}" for field, value in stages.items())
-        raise ResvaeError(f"{name}: {said} must each have one number per stage")
-    for field, value in stages.items():
-        if not value or min(value) < 1:
-            raise ResvaeError(f"{name}: {field} {tuple(value)} is not allowed; each must be at least 1")
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ResvaeError(f"{name}: image_shape {tuple(image_shape)} is not allowed; give (channels, height, width)")
+    per_stage(**stages)
+    check_shape(image_shape)
     _, height, width = image_shape
     total = stem_stride * math.prod(stages["strides"])
     for size in (height, width):

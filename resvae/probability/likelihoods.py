@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributions, nn
 from torch.distributions import Distribution, Independent
 
-from resvae.errors import ResvaeError, at_least, one_line
+from resvae.errors import ResvaeError, one_line, whole_from
 from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture, centre_given
 
 MIN_VARIANCE = 1 / (12 * 255**2)  # of the rounding to 256 values: a sharper density would only praise itself
@@ -33,7 +33,7 @@ class Likelihood(nn.Module, ABC):
 
     def __init__(self, channels: int = 1):
         super().__init__()
-        at_least(1, channels=channels)
+        whole_from(1, channels=channels)
 
     @abstractmethod
     def forward(self, features: Tensor, x: Tensor | None = None) -> Distribution:
@@ -137,7 +137,7 @@ class LogisticMixture(Likelihood):
 
     def __init__(self, channels: int, num_mixtures: int = 10):
         super().__init__(channels)
-        at_least(1, num_mixtures=num_mixtures)
+        whole_from(1, num_mixtures=num_mixtures)
         k = num_mixtures
         self.sizes = (k, k * channels, k * channels, k * channels * (channels - 1) // 2)
         self.num_features = sum(self.sizes)

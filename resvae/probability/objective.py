@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from resvae.devices import double
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class KlSchedule:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        at_least(0, **{"kl.warmup_steps": self.warmup_steps})
+        whole_from(0, **{"kl.warmup_steps": self.warmup_steps})
         for name, value in (("start", self.start), ("end", self.end)):
             if not 0 <= value < math.inf:
                 raise ResvaeError(f"kl.{name}: {value} is not allowed; 0 or more")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.types import _size
 
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.probability.distributions import DiscretizedLogisticMixture
 from resvae.probability.likelihoods import LIKELIHOODS, Likelihood, LogisticMixture
 
@@ -53,7 +53,7 @@ class SubPixelMixture(Likelihood):
 
     def __init__(self, channels: int, num_mixtures: int = 10, width: int = 64, layers: int = 1, scales: int = 1):
         super().__init__(channels)
-        at_least(1, width=width, layers=layers, scales=scales)
+        whole_from(1, width=width, layers=layers, scales=scales)
         self.mixture = LogisticMixture(channels, num_mixtures)
         self.num_features, self.channels = width, channels
         self.scales = nn.ModuleList(Scale(channels, width, layers, self.mixture) for _ in range(scales))

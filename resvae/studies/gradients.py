@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resvae.errors import at_least
+from resvae.errors import whole_from
 from resvae.files import write_figure
 from resvae.models import ImageModel
 from resvae.networks.blocks import ResidualBlock
@@ -42,7 +42,7 @@ def gradients(
         seed: of the new weights, and of the noise in a VAE's posterior.
         out: the study's folder.
     """
-    at_least(2, num=num)  # nothing can be normalised over a batch of one
+    whole_from(2, num=num)  # nothing can be normalised over a batch of one
     studied = subjects(models, num, **images)
     record = Record(out, {"seed": seed} | {one.source: one.settings for one in studied})
     rows, notes, measured = list[Row](), [NOTES.format(seed)], dict[str, Tensor]()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from resvae.devices import double
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.files import write_figure
 from resvae.isolation import isolated
 from resvae.models import HierarchicalVAE, ImageModel
@@ -131,7 +131,7 @@ def lesion(
         seed: of the draws and of the posterior noise, which is the same for all figures.
         out: the folder of tables and plot; a study that was stopped resumes there, also with more draws or a twin.
     """
-    at_least(1, draws=draws)
+    whole_from(1, draws=draws)
     main = subject(model, num, **images)
     models: dict[str, Any] = {"": main.model} | ({"twin ": load_as(twin, ImageModel, "twin")} if twin else {})
     kinds = [(f"a {type(m).__name__} of {len(units(m))} blocks", m.image_shape, chance(m)) for m in models.values()]

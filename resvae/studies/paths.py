@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resvae.devices import double
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.files import write_figure
 from resvae.isolation import isolated
 from resvae.models import HierarchicalVAE
@@ -133,8 +133,8 @@ def paths(
         seed: of the paths, and of a VAE's latents.
         out: the study's folder; a study that was stopped resumes there.
     """
-    at_least(1, draws=draws)
-    at_least(0, seed=seed)
+    whole_from(1, draws=draws)
+    whole_from(0, seed=seed)
     seen = subject(model, num, **images)
     n = len(summed(seen.model, "encoder"))
     record = Record(out, seen.settings | {"draws": draws, "seed": seed})

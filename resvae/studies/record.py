@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resvae.data import Split
 from resvae.devices import chosen
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.files import place, write_atomically
 from resvae.models import ImageModel
 from resvae.provenance import commit, hardware
@@ -50,7 +50,7 @@ def subject(source: str, num: int, split: Split = "test", **images: Any) -> Subj
         split: train, val or test.
         **images: as ``data_of`` has them: ``data``, ``path``, ``root``.
     """
-    at_least(1, num=num)
+    whole_from(1, num=num)
     model = load_as(source, ImageModel)
     device = next(model.parameters()).device
     found = data_of(source, image_shape=model.image_shape, **images)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resvae.data import ImageDataModule, Images
 from resvae.devices import chosen
-from resvae.errors import at_least
+from resvae.errors import whole_from
 from resvae.files import write_figure
 from resvae.networks.residual import MergeName, Residual, make_merge
 from resvae.progress import progress
@@ -95,7 +95,7 @@ def wrapper(
         epochs: of each training.
         out: the folder of table and plot; a study that was stopped resumes there, and takes more merges or seeds.
     """
-    at_least(1, merges=len(merges), seeds=seeds, epochs=epochs)
+    whole_from(1, merges=len(merges), seeds=seeds, epochs=epochs)
     device = chosen()
     digits = ImageDataModule("digits", protocol="test_as_validation")
     data, test = (Images((digits.images(s) / 255).to(device), digits.labels(s).to(device)) for s in ("train", "test"))

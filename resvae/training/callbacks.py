@@ -14,7 +14,7 @@ from pytorch_lightning import callbacks
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.evaluation.grids import beside, image_grid, save_grid
 from resvae.isolation import isolated
 from resvae.models.base import to_unit
@@ -150,7 +150,7 @@ class ImageGrids(Callback):
     def __init__(self, every_n_epochs: int = 5, num: int = 64):
         if every_n_epochs < 0:
             raise ResvaeError(f"images.every_n_epochs: {every_n_epochs} is not allowed; 0 (never) or more")
-        at_least(1, **{"images.num": num})
+        whole_from(1, **{"images.num": num})
         self.every_n_epochs = every_n_epochs
         self.num = num
         self.latest: list[Path] = []

@@ -46,6 +46,8 @@ class LitClassifier(LitModel):
         compile: Compile = "auto",
         memory_budget: str | None = None,
     ):
+        if not isinstance(classifier, ResNetClassifier):
+            raise ResvaeError(f"classifier: {type(classifier).__name__} is not allowed; a ResNetClassifier")
         shape = classifier.encoder.image_shape
         super().__init__(shape, optimizer, schedule, ema_decay, precision, compile, memory_budget=memory_budget)
         if not 0 <= label_smoothing < 1:

@@ -61,6 +61,8 @@ class LitVAE(LitModel):
         compile: Compile = "auto",
         memory_budget: str | None = None,
     ):
+        if not isinstance(vae, ImageVAE):
+            raise ResvaeError(f"vae: {type(vae).__name__} is not allowed; an ImageVAE, such as VAE()")
         super().__init__(vae.image_shape, optimizer, schedule, ema_decay, precision, compile, clip_norm, memory_budget)
         if free_bits < 0:
             raise ResvaeError(f"free_bits: {free_bits} is not allowed; 0 or more")

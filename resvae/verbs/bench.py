@@ -13,7 +13,7 @@ from resvae.benchmark.report import Report, Row, Section
 from resvae.benchmark.steps import Training
 from resvae.benchmark.timing import Case, Timed, take_turns
 from resvae.devices import chosen
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.files import writable
 from resvae.progress import progress
 from resvae.provenance import origin
@@ -53,7 +53,7 @@ def main(verb: str, arguments: list[str]) -> None:
         return
     configuration, own = parse(arguments, verb, add)
     configuration.take_shape()
-    at_least(1, num=own.num)
+    whole_from(1, num=own.num)
     if not own.seconds > 0:
         raise ResvaeError(f"seconds: {own.seconds} is not allowed; more than 0")
     out = None if own.out is None else writable(own.out, ".json")

@@ -10,7 +10,7 @@ from torch import Tensor
 from resvae.data import Split
 from resvae.data.layout import EXTENSIONS
 from resvae.data.pictures import read_all
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.files import place
 from resvae.progress import progress
 from resvae.runs.data import data_of
@@ -32,7 +32,7 @@ def images_for(
         split: train, val or test.
         **where: as ``data_of`` has it.
     """
-    at_least(1, num=num)
+    whole_from(1, num=num)
     device = next(vae.parameters()).device
     if pictures:
         if given := [name for name, value in where.items() if value is not None]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from resvae.errors import ResvaeError, at_least
+from resvae.errors import ResvaeError, whole_from
 from resvae.storage import load_vae
 from resvae.verbs.images import images_for
 from resvae.verbs.output import output, write_images
@@ -27,7 +27,7 @@ def interpolate(
         num: number of rows of the data set.
         out: a .png of all rows; a new folder or an .npz for the images, row by row.
     """
-    at_least(1, num=num)
+    whole_from(1, num=num)
     path = output(out)
     vae = load_vae(model)
     names, parts = [], []
@@ -35,7 +35,7 @@ def interpolate(
         names += told
         parts.append(x)
     x = torch.cat(parts)
-    at_least(2, images=len(x))
+    whole_from(2, images=len(x))
     if pictures and len(x) % 2:
         raise ResvaeError(f"pictures: {len(x)} are not allowed; give two for each row")
     half = len(x) // 2

@@ -2,7 +2,7 @@
 
 import torch
 
-from resvae.errors import at_least
+from resvae.errors import whole_from
 from resvae.progress import progress
 from resvae.storage import load_vae
 from resvae.verbs.output import output, write_images
@@ -26,7 +26,7 @@ def sample(
         seed: of the noise.
         out: a .png of all images, a new folder for one .png each, or an .npz (arr_0, uint8 N H W C).
     """
-    at_least(1, num=num)
+    whole_from(1, num=num)
     path = output(out)
     vae = load_vae(model)
     torch.manual_seed(seed)

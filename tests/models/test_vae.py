@@ -141,7 +141,7 @@ def test_the_ends_of_the_range_are_images():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ResvaeError, match=r"image_shape \(3, 32\) is not allowed; give \(channels, height, width\)"):
+    with pytest.raises(ResvaeError, match=r"image_shape: \(3, 32\) is not allowed; \(channels, height, width\)"):
         VAE(28, image_shape=(3, 32))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ResvaeError, match="latent_dim: 0"):
         VAE(28, **TINY | {"latent_dim": 0})

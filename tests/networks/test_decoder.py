@@ -102,7 +102,7 @@ def test_wrong_arguments_are_refused():
         ({"image_shape": (3, 30, 32)}, "30x32 .* 8 in all; the nearest to 30 are 24 and 32"),
         ({"image_shape": ()}, "image_shape"),
         ({"blocks": (1, 1)}, "one number per stage"),
-        ({"strides": (1, 2, 0, 2)}, r"strides \(1, 2, 0, 2\)"),
+        ({"strides": (1, 2, 0, 2)}, r"strides: \(1, 2, 0, 2\)"),
     ):
         with pytest.raises(ResvaeError, match=said):
             ResNetDecoder(**{"latent_dim": 4, **wrong})

@@ -136,8 +136,8 @@ def test_wrong_arguments_are_refused():
         ({"image_shape": (32, 32)}, "image_shape"),
         ({"image_shape": (0, 32, 32)}, "image_shape"),
         ({"blocks": (1, 1, 1)}, r"blocks \(1, 1, 1\).* one number per stage"),
-        ({"widths": (8, 0, 8, 8)}, r"widths \(8, 0, 8, 8\)"),
-        ({"blocks": (), "widths": (), "strides": ()}, r"blocks \(\)"),
+        ({"widths": (8, 0, 8, 8)}, r"widths: \(8, 0, 8, 8\)"),
+        ({"blocks": (), "widths": (), "strides": ()}, r"blocks: \(\)"),
         ({"stem": "7x7"}, "stem: '7x7' .* cifar, imagenet, none"),
         ({"stem_width": 0}, "stem_width: 0"),
     ):
