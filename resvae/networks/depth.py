@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from itertools import pairwise
 from numbers import Integral
 from typing import Any, SupportsIndex
 
@@ -30,11 +31,11 @@ def per_stage(**fields: Sequence[int]) -> int:
     for field, value in fields.items():
         if not is_sequence(value) or not value or not all(isinstance(n, Integral) and n >= 1 for n in value):
             raise ResvaeError(f"{field}: {value!r} is not allowed; one whole number per stage, each at least 1")
-    lengths = {len(value) for value in fields.values()}
-    if len(lengths) > 1:
-        said = ", ".join(f"{field} {tuple(value)}" for field, value in fields.items())
-        raise ResvaeError(f"{said} are not allowed; each must have one number per stage")
-    return lengths.pop()
+    for (first, a), (field, b) in pairwise(fields.items()):
+        if len(a) != len(b):
+            given = f"{field}: {tuple(b)} is not allowed with {first} {tuple(a)}"
+            raise ResvaeError(f"{given}; each must have one number per stage")
+    return len(next(iter(fields.values())))
 
 
 def check_shape(image_shape: Sequence[int]) -> None:

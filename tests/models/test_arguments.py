@@ -29,7 +29,7 @@ def small(**arguments):
     [
         ("widths: 64 ", lambda: small(widths=64)),
         ("widths: ", lambda: small(widths=(8, 2.5))),
-        ("widths .* strides .* one number per stage", lambda: small(strides=(1, 2, 2))),
+        ("strides: .* widths .* one number per stage", lambda: small(strides=(1, 2, 2))),
         ("block: .* BlockConfig", lambda: small(block={"norm": "batch"})),
         ("block: 'basic'", lambda: HierarchicalVAE(block="basic")),
         ("block: 'basic'", lambda: ResNetClassifier(block="basic")),

@@ -80,9 +80,9 @@ def test_a_chain_in_segments_keeps_their_inputs_and_the_inside_of_one():
 @pytest.mark.parametrize(
     "module",
     [
-        LitVAE(VAE(100, **SMALL), memory_budget="5MiB"),
-        LitVAE(HierarchicalVAE((8, 8), levels=(1, 1), **SMALL), memory_budget="8MiB"),
-        LitClassifier(ResNetClassifier(depth=110, image_shape=(1, 8, 8)), memory_budget="5MiB"),
+        LitVAE(VAE(100, **SMALL), precision="bf16", memory_budget="5MiB"),
+        LitVAE(HierarchicalVAE((8, 8), levels=(1, 1), **SMALL), precision="bf16", memory_budget="8MiB"),
+        LitClassifier(ResNetClassifier(depth=110, image_shape=(1, 8, 8)), precision="bf16", memory_budget="5MiB"),
     ],
 )
 def test_segments_are_as_long_as_the_budget_needs(module):
