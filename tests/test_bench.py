@@ -19,6 +19,7 @@ def test_tables_are_printed_and_written(tmp_path, capsys):
     by_depth = found["sections"]["The training step by depth"]
     assert [row["depth"] for row in by_depth] == ["16", "22"]
     assert by_depth[1]["memory, MiB"] > by_depth[0]["memory, MiB"]
+    assert all(row["ms per layer"] > 0 for row in by_depth)
     sizes = found["sections"]["The training step by batch size"]
     assert sizes[1]["memory, MiB"] > sizes[0]["memory, MiB"]
     for row in (*by_depth, *sizes):
@@ -41,6 +42,8 @@ def test_tables_are_printed_and_written(tmp_path, capsys):
         (["--out", "nowhere/bench.json"], "out: nowhere/bench.json cannot be written"),
         (["--out", "bench.txt"], "out: bench.txt is not allowed; end it with .json"),
         (["--depths", "17"], "depth: 17"),
+        (["--memory_budgets", "1GiB,much"], "memory_budget: much is not allowed"),
+        (["--memory_budgets", "1KiB"], "memory_budget: 0.0 MiB is not enough"),
         (["--peers", "true"], "peers: images (1, 8, 8) are not allowed"),
     ],
 )
@@ -50,6 +53,24 @@ def test_bad_options_are_one_line_before_anything_is_measured(options, line, cap
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
+
+
+def test_a_memory_budget_is_kept_to(tmp_path):
+    out = tmp_path / "bench.json"
+    deep = [
+        "--model.vae.init_args.depth",
+        "64",
+        "--data.batch_size",
+        "32",
+        "--model.precision",
+        "fp32",
+        "--memory_budgets",
+        "12MiB",
+    ]
+    assert main([*QUICK, *deep, "--out", str(out)]) == 0
+    without, within = json.loads(out.read_text())["sections"]["The training step by memory budget"]
+    assert [without["memory budget"], within["memory budget"]] == ["none", "12MiB"]
+    assert within["memory, MiB"] < without["memory, MiB"]
 
 
 def test_a_classifier_is_refused(capsys):

@@ -55,6 +55,7 @@ class Training:
         self.x = self.fetch()
         self.flops = flops_of(lambda: self.loss("eager").backward())  # the counter sees only what is not compiled
         self.optimizer.zero_grad()
+        self.module.fit_memory(self.batch_size, device.type)  # which computes some of it twice; counted once
         self.module.on_fit_start()  # compiles, where that is asked for
 
     def fetch(self) -> Tensor:

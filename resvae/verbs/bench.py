@@ -1,6 +1,6 @@
 """``resvae bench``: how fast a configuration trains and samples on this machine, beside what the machine can do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ def main(verb: str, arguments: list[str]) -> None:
         parser.add_argument("--num", type=int, default=64, help="images that are sampled at once (default: 64)")
         parser.add_argument("--depths", type=str | None, help="28,70,100: the step of each depth, too")
         parser.add_argument("--batch_sizes", type=str | None, help="16,64,256: the step of each batch size, too")
+        parser.add_argument("--memory_budgets", type=str | None, help="500MiB,2GiB: the step of each, and of none, too")
         parser.add_argument("--switches", type=bool, default=False, help="bf16, compile and channels-last on and off")
         parser.add_argument("--loaders", type=bool, default=False, help="our loader beside torchvision's")
         parser.add_argument("--peers", type=bool, default=False, help="pythae's ResNet VAE, where it is installed")
@@ -58,7 +59,10 @@ def main(verb: str, arguments: list[str]) -> None:
         raise ResvaeError(f"seconds: {own.seconds} is not allowed; more than 0")
     out = None if own.out is None else writable(own.out, ".json")
     depths, batch_sizes = (numbers(name, own[name]) if own[name] else [] for name in ("depths", "batch_sizes"))
-    report = bench(configuration, own.seconds, own.num, depths, batch_sizes, own.switches, own.loaders, own.peers)
+    budgets = own.memory_budgets.split(",") if own.memory_budgets else []
+    report = bench(
+        configuration, own.seconds, own.num, depths, batch_sizes, budgets, own.switches, own.loaders, own.peers
+    )
     print(report.markdown(), end="")
     if out is not None:
         print("\n".join(f"wrote {path}" for path in report.write(out)))
@@ -70,6 +74,7 @@ def bench(
     num: int = 64,
     depths: Sequence[int] = (),
     batch_sizes: Sequence[int] = (),
+    memory_budgets: Sequence[str] = (),
     switches: bool = False,
     loading: bool = False,
     peers: bool = False,
@@ -82,6 +87,7 @@ def bench(
         num: images that are sampled at once.
         depths: in the place of the configuration's own.
         batch_sizes: in the place of the configuration's own.
+        memory_budgets: of the activations, beside none.
         switches: whether to measure bf16, compile and channels-last on and off.
         loading: whether to measure our loader and torchvision's.
         peers: whether to measure pythae's ResNet VAE.
@@ -101,6 +107,10 @@ def bench(
     for fields in (fields for variants in compared_by.values() for fields in variants.values()):
         with torch.device("meta"):  # what is refused is refused before anything is measured
             varied(configuration, fields).instantiate()
+    budgets = {budget or "none": {"model.memory_budget": budget} for budget in (None, *memory_budgets)}
+    bounded = (
+        trainings(configuration, budgets.items(), device) if memory_budgets else {}
+    )  # a budget too small is refused here
     peer = [pythae(training)] if peers else []
     dtype = torch.bfloat16 if training.bf16 else torch.float32
     named = {"precision": "bf16" if training.bf16 else "fp32", "compiled": training.module.compiled}
@@ -111,7 +121,10 @@ def bench(
     report.sections.append(parts(training, seconds))
     report.sections.append(operations(training))
     for name, variants in filter(lambda each: each[1], compared_by.items()):
-        report.sections.append(compared(name, configuration, variants, device, ceiling, seconds))
+        made = trainings(configuration, progress(variants.items(), name), device)
+        report.sections.append(compared(name, made, ceiling, seconds))
+    if bounded:
+        report.sections.append(compared("memory budget", bounded, ceiling, seconds))
     if peer:
         both = take_turns([training.case("ours"), *peer], device, seconds)
         ratio = both[0].flops_per_second / both[1].flops_per_second
@@ -199,25 +212,25 @@ def operations(training: Training) -> Section:
     return Section("Where a step's time goes", [{"operations": kind, "share": share} for kind, share in shares.items()])
 
 
-def compared(
-    name: str,
-    base: Configuration,
-    variants: dict[str, dict[str, Any]],
-    device: torch.device,
-    ceiling: float,
-    seconds: float,
-) -> Section:
-    """The training step of variants of a configuration, in turns."""
-    made: dict[str, Training] = {}
-    for label, fields in progress(variants.items(), name):
-        made[label] = Training(varied(base, fields), device, channels_last=CHANNELS_FIRST not in fields)
+def trainings(
+    base: Configuration, variants: Iterable[tuple[str, dict[str, Any]]], device: torch.device
+) -> dict[str, Training]:
+    """A training for each variant of a configuration."""
+    return {
+        label: Training(varied(base, fields), device, channels_last=CHANNELS_FIRST not in fields)
+        for label, fields in variants
+    }
+
+
+def compared(name: str, made: dict[str, Training], ceiling: float, seconds: float) -> Section:
+    """The training step of several, in turns."""
     cases: list[Case] = [each.case(label) for label, each in made.items()]
-    timed = take_turns(cases, device, seconds)
-    memory = [each.memory() for each in made.values()]
-    return Section(
-        f"The training step by {name}",
-        [_row(name, each, ceiling, most) for each, most in zip(timed, memory, strict=True)],
-    )
+    timed = take_turns(cases, next(iter(made.values())).device, seconds)
+    rows = [_row(name, each, ceiling, made[each.case.name].memory()) for each in timed]
+    if name == "depth":
+        for row, each in zip(rows, timed, strict=True):
+            row["ms per layer"] = 1e3 * each.seconds / int(each.case.name)
+    return Section(f"The training step by {name}", rows)
 
 
 def varied(base: Configuration, fields: dict[str, Any]) -> Configuration:
