@@ -73,6 +73,7 @@ class HierarchicalVAE(ImageVAE):
     """
 
     segment: int | None = None  # see ``networks.segments``
+    spared: float = 0.0
     earlier: ClassVar = {"level_block": False, "posterior": "concat_3x3"}
 
     def __init__(
@@ -168,7 +169,7 @@ class HierarchicalVAE(ImageVAE):
         for i, stage in enumerate(self.stages):
             for module in runs(stage):
                 if isinstance(module, list):
-                    h = through(module, h, self.segment)
+                    h = through(module, h, self.segment, self.spared)
                     continue
                 prior = module.prior(h)
                 z = prior.mean

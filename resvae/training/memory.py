@@ -1,4 +1,4 @@
-"""A model's activations within a budget of memory: how long the segments of its chains of blocks must be.
+"""A model's activations within a budget of memory: which of its chains of blocks have segments, and how long.
 
 Torch's internals used here: ``FakeTensorMode``, which runs a model without computing or allocating anything.
 """
@@ -14,9 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from resvae.errors import ResvaeError
-from resvae.networks.segments import chains, set_segment
+from resvae.networks.segments import chains, set_segment, split
 
 MIB = 2**20
+SHARES = [i / 16 for i in range(16)]  # of the blocks, that may keep everything
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -98,26 +99,32 @@ class Kept:
                 hook.remove()
         self.total = total()
 
-    def with_segments(self, segment: int | None) -> int:
-        """Bytes at the most, where chains have segments of so many blocks: what is kept, and one segment's inside."""
+    def with_segments(self, segment: int | None, spared: float = 0.0) -> int:
+        """Bytes at the most, where chains have segments of so many blocks: what is kept, and one segment's inside.
+
+        The last part of each chain, ``spared`` of 1, keeps everything.
+        """
         if segment is None:
             return self.total
-        inside = sum(kept for chain in self.chains for kept, _ in chain)
-        inputs, most = 0, 0
+        saved, most = 0, 0
         for chain in self.chains:
-            for start in range(0, len(chain), segment):
-                inputs += chain[start][1]
-                most = max(most, sum(kept for kept, _ in chain[start : start + segment]))
-        return self.total - inside + inputs + most
+            for part in split(chain, segment, spared)[0]:
+                inside = sum(kept for kept, _ in part)
+                saved += inside - part[0][1]
+                most = max(most, inside)
+        return self.total - saved + most
 
-    def best(self) -> int:
-        """The length of segments that needs the least."""
+    def best(self, spared: float = 0.0) -> tuple[int, int]:
+        """The length of segments that needs the least, and the bytes of it."""
         longest = max((len(chain) for chain in self.chains), default=1)
-        return min(range(1, longest + 1), key=self.with_segments)
+        needs, segment = min((self.with_segments(segment, spared), segment) for segment in range(1, longest + 1))
+        return segment, needs
 
 
 def keep_to(budget: int, model: nn.Module, objective: Callable[[Tensor], Any], x: Tensor, bf16: bool) -> str:
     """Let a model's chains have segments if its activations of a batch need more bytes; what was chosen, as a sentence.
+
+    As many of the blocks keep everything as the budget allows.
 
     Args:
         budget: in bytes.
@@ -126,9 +133,9 @@ def keep_to(budget: int, model: nn.Module, objective: Callable[[Tensor], Any], x
     Raises:
         ResvaeError: no segments are short enough.
     """
+    set_segment(model, None)  # what an earlier call chose would be seen as the model's own need
     kept = Kept(model, objective, x, bf16)
-    whole, segment = kept.with_segments(None), kept.best()
-    least = kept.with_segments(segment)
+    whole, least = kept.total, kept.best()[1]
     if whole <= budget:
         set_segment(model, None)
         return f"memory: about {whole / MIB:,.1f} MiB of activations"
@@ -137,8 +144,11 @@ def keep_to(budget: int, model: nn.Module, objective: Callable[[Tensor], Any], x
             f"memory_budget: {budget / MIB:,.1f} MiB is not enough for the activations of {len(x)} images; "
             f"{min(whole, least) / MIB:,.1f} MiB is the least"
         )
-    set_segment(model, segment)
+    # The more blocks keep everything, the less is computed again.
+    spared = max(share for share in SHARES if kept.best(share)[1] <= budget)
+    segment, needs = kept.best(spared)
+    set_segment(model, segment, spared)
     return (
-        f"memory: about {least / MIB:,.1f} MiB of activations instead of {whole / MIB:,.1f}; of every {segment} blocks "
-        "that follow one another, what is inside is computed again for the gradient"
+        f"memory: about {needs / MIB:,.1f} MiB of activations instead of {whole / MIB:,.1f}; the inside of "
+        f"{1 - spared:.0%} of the residual blocks, {segment} at a time, is computed again for the gradient"
     )

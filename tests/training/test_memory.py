@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from helpers_runs import command
 
 from resvae.benchmark.timing import peak_memory
+from resvae.cli import main
 from resvae.errors import ResvaeError
 from resvae.models import VAE, HierarchicalVAE, ResNetClassifier
+from resvae.networks import segments
 from resvae.networks.segments import Blocks, set_segment
 from resvae.training.classifier import LitClassifier
 from resvae.training.memory import Kept, in_bytes
@@ -75,6 +78,8 @@ def test_a_chain_in_segments_keeps_their_inputs_and_the_inside_of_one():
         inner = max(sum(size for size, _ in kept.chains[0][i : i + segment]) for i in range(0, 6, segment))
         assert kept.with_segments(segment) == outside + num * 4000 + inner
     assert inside >= 6 * 4000
+    sizes = [size for size, _ in kept.chains[0]]
+    assert kept.with_segments(2, 0.5) == outside + 2 * 4000 + sum(sizes[:2]) + sum(sizes[3:])
 
 
 @pytest.mark.parametrize(
@@ -85,13 +90,36 @@ def test_a_chain_in_segments_keeps_their_inputs_and_the_inside_of_one():
         LitClassifier(ResNetClassifier(depth=110, image_shape=(1, 8, 8)), precision="bf16", memory_budget="5MiB"),
     ],
 )
-def test_segments_are_as_long_as_the_budget_needs(module):
+def test_as_little_is_computed_again_as_the_budget_allows(module):
     assert module.fit_memory(1, "cpu").startswith("memory: about")
     assert {part.segment for part in module.modules() if isinstance(part, Blocks)} == {None}
-    told = module.fit_memory(64, "cpu")
-    assert "instead of" in told
-    lengths = {part.segment for part in module.modules() if isinstance(part, Blocks)}
-    assert len(lengths) == 1
-    assert lengths.pop() > 1
+    kept = Kept(module.model, module.objective, torch.empty(64, 1, 8, 8, dtype=torch.uint8), True)
+    least, shares = kept.best()[1], []
+    for budget in (least, (least + kept.total) // 2, kept.total - 1):
+        module.memory_budget = budget
+        told = module.fit_memory(64, "cpu")
+        assert "instead of" in told
+        assert module.fit_memory(64, "cpu") == told  # where training begins it is asked again
+        ((segment, spared),) = {(part.segment, part.spared) for part in module.modules() if isinstance(part, Blocks)}
+        assert kept.with_segments(segment, spared) <= budget
+        shares.append(spared)
+    assert shares == sorted(set(shares))  # with more memory less is computed again
     with pytest.raises(ResvaeError, match=r"memory_budget: .* MiB is not enough for the activations of 100000 images"):
         module.fit_memory(100000, "cpu")
+
+
+def test_a_run_computes_again_what_its_budget_does_not_hold(tmp_path, monkeypatch, capsys):
+    again, checkpoint = [], segments.checkpoint
+
+    def counted(function, part, x, **options):
+        if type(x) is torch.Tensor:  # in training itself, not where the budget is looked at without computing
+            again.append(len(part))
+        return checkpoint(function, part, x, **options)
+
+    monkeypatch.setattr(segments, "checkpoint", counted)
+    options = "--model.vae.init_args.depth [4,4] --model.precision fp32 --model.memory_budget"
+    assert main(command(tmp_path / "much", f"{options} 1GiB")) == 0
+    assert not again
+    assert main(command(tmp_path / "little", f"{options} 4MiB")) == 0
+    assert again
+    assert "instead of" in capsys.readouterr().out
