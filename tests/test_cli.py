@@ -1,6 +1,7 @@
 """The command line: bad input is one line and code 2, with nothing half-written; the verbs write what they say."""
 
 import functools
+import os
 import pickle
 import re
 import subprocess
@@ -227,6 +228,24 @@ def test_help_tells_all_options_of_a_group(capsys, group, there, elsewhere):
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"resvae {resvae.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("5000", None)),
+        ({"GOMP_SPINCOUNT": "7"}, ("7", None)),
+        ({"OMP_WAIT_POLICY": "active"}, (None, "active")),
+    ],
+)
+def test_threads_wait_briefly_unless_the_user_says_otherwise(given, expected, monkeypatch):
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert main(["version"]) == 0
+    assert tuple(map(os.environ.get, names)) == expected
 
 
 def test_fields_are_read_from_the_environment(tmp_path, monkeypatch, capsys):
