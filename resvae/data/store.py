@@ -105,7 +105,7 @@ class Store:
         if not self.contents.is_file():
             return None
         try:
-            with np.load(self.contents, allow_pickle=False) as file:
+            with self.contents.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 facts, labels = json.loads(str(file["facts"])), file["labels"]
             contents = Contents(facts["counts"], labels, facts["channels"], tuple(facts["notes"]))
             channels, height, width = facts["shape"]
