@@ -97,8 +97,8 @@ class ReferenceVAE(OneLatentVAE):
     ):
         super().__init__()
         self.arguments = json_arguments(locals())
-        whole_from(1, latent_dim=latent_dim)
-        if intermediate_dim < 16 or intermediate_dim % 16:
+        whole_from(1, latent_dim=latent_dim, intermediate_dim=intermediate_dim)
+        if intermediate_dim % 16:
             raise ResvaeError(f"intermediate_dim: {intermediate_dim} is not allowed; a multiple of 16")
         self.image_shape, self.latent_dim, self.compat = (3, 32, 32), latent_dim, compat
         blocks = vae_blocks(depth)
