@@ -155,6 +155,13 @@ class NoNoise(Callback):
         torch.distributions.Normal.rsample = mean
 
 
+class Contiguous(Callback):
+    """Weights lie as those that are shared out between processes do: sums have the same order."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        pl_module.to(memory_format=torch.contiguous_format)
+
+
 def callback(name: str, **arguments: Any) -> list[str]:
     """The option that adds a callback to a run."""
     return [f"--trainer.callbacks+={json.dumps({'class_path': name, 'init_args': arguments})}"]

@@ -179,7 +179,7 @@ class ImageVAE(ImageModel):
 
     def penalty(self) -> Tensor:
         """What the model adds to the loss besides -elbo (weight penalties), a scalar; 0 by default."""
-        return next(self.parameters()).new_zeros(())
+        return torch.zeros((), device=next(self.parameters()).device)
 
     def log_weights(self, x: Tensor | Encoded, num_samples: int) -> Iterator[Tensor]:
         """``num_samples`` times ``log_weight``, each ``[B]``; the encoder runs once, the decoder on many at once."""

@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from copy import deepcopy
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -31,6 +32,7 @@ from resvae.training.memory import in_bytes, keep_to
 from resvae.training.muon import mark_hidden
 from resvae.training.optimizers import hyperparameters, in_one_kernel, skips_by_itself, take_over
 from resvae.training.schedule import Schedule
+from resvae.training.sharding import FullyShardedStrategy, is_shared_out, share_out, whole, whole_norm
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -85,6 +87,7 @@ class LitModel(pl.LightningModule, ABC):
         self.compiles = compile
         self.memory_format = torch.channels_last  # of the images, which convolutions follow
         self._compiled: Callable[[Tensor], Any] | None = None
+        self._unshared: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no part of this module
         self._rng: dict[str, Any] | None = None
         self._seed = 0
         self._given: list[dict[str, Any]] = []  # of this configuration's optimiser
@@ -134,6 +137,30 @@ class LitModel(pl.LightningModule, ABC):
         self.compiles, why = choose(self.model, self.objective, batch, steps, seconds, device)
         return why
 
+    def configure_model(self) -> None:
+        """Share out the weights between the processes, where the strategy is to do that."""
+        strategy = None if self._trainer is None else self._trainer.strategy
+        if not isinstance(strategy, FullyShardedStrategy) or is_shared_out(self):
+            return
+        if isinstance(size := getattr(self.trainer.datamodule, "batch_size", None), int):  # pyright: ignore
+            self.fit_memory(size, self.device.type)
+        self._unshared = (deepcopy(self.model),) if self.trainer.is_global_zero else ()
+        share_out(self, strategy.device_mesh["data_parallel"])
+
+    def whole_model(self) -> Any:
+        """The model; where the weights are shared out, a copy with all of them, or None but in the first process.
+
+        All processes must call it.
+        """
+        if not is_shared_out(self):
+            return self.model
+        weights = whole(self.model.state_dict())
+        if not self._unshared:
+            return None
+        model = deepcopy(self._unshared[0])
+        model.load_state_dict(weights)
+        return model.to(self.device)
+
     def on_fit_start(self) -> None:
         """Train, even where the model was loaded to be used; compile if asked to.
 
@@ -148,7 +175,8 @@ class LitModel(pl.LightningModule, ABC):
             how = {"options": {"fallback_random": True}}
         elif self.compiles == "reduce-overhead":
             how = {"mode": self.compiles}
-        self._compiled = torch.compile(self.objective, **how) if self.compiled else None
+        compiles = self.compiled and not is_shared_out(self)  # gathered weights would cut the graph in pieces
+        self._compiled = torch.compile(self.objective, **how) if compiles else None
 
     def on_train_start(self) -> None:
         """Keep to the budget of memory; go on with this configuration's hyperparameters, whatever a checkpoint had."""
@@ -163,7 +191,7 @@ class LitModel(pl.LightningModule, ABC):
             take_over(self.trainer.optimizers[0], scheduler, self._given, self._before)
             self._before = None
         loader: Any = self.trainer.train_dataloader
-        if isinstance(size := getattr(loader, "batch_size", None), int):
+        if not is_shared_out(self) and isinstance(size := getattr(loader, "batch_size", None), int):
             self.fit_memory(size, self.device.type)
 
     def compute(self, split: str, batch: Any) -> Any:
@@ -218,7 +246,7 @@ class LitModel(pl.LightningModule, ABC):
         CPU, the gradient is removed.
         """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = whole_norm([p.grad for p in parameters if p.grad is not None])
         accepted = self.guard.accepts(norm)
         nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         if reading_waits(norm.device) and skips_by_itself(optimizer):

@@ -13,11 +13,13 @@ import torch
 from pytorch_lightning import callbacks
 from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from resvae.errors import ResvaeError, whole_from
 from resvae.evaluation.grids import beside, image_grid, save_grid
 from resvae.isolation import isolated
 from resvae.models.base import to_unit
+from resvae.training.sharding import is_shared_out, local, share_out, shared_out, whole
 
 
 class ExponentialAverage(WeightAveraging):
@@ -30,20 +32,36 @@ class ExponentialAverage(WeightAveraging):
     def __init__(self, decay: float = 0.999):
         self.decay = decay
         self._swapped = False  # whether the module holds the average, and this callback what trains
-        super().__init__(use_buffers=True, multi_avg_fn=self._average)
+        super().__init__(device="cpu", use_buffers=True, multi_avg_fn=self._average)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Copy the module without its trainer: that holds the data, and in several processes what nobody can copy."""
+        if stage != "fit":
+            return
         attached, pl_module._trainer = pl_module._trainer, None
         try:
-            super().setup(trainer, pl_module, stage)
+            self._average_model = AveragedModel(pl_module, self._device, use_buffers=True, **self._kwargs)
         finally:
             pl_module._trainer = attached
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put the average where the module is, shared out as it is.
+
+        The count of its updates stays on the CPU: it is read at each, and an accelerator would make the host wait.
+        """
+        assert self._average_model is not None
+        averaged: Any = self._average_model.module
+        if is_shared_out(pl_module):
+            share_out(averaged, trainer.strategy.device_mesh["data_parallel"])
+        else:
+            averaged.to(pl_module.device)
+
     @torch.no_grad()
-    def _average(self, averaged: Any, current: Any, num_averaged: Any) -> None:
-        n = int(num_averaged)
+    def _average(self, averaged: Any, current: Any, _: Any) -> None:
+        assert self._average_model is not None
+        n = int(self._average_model.n_averaged)
         weight = 1 - min(self.decay, (1 + n) / (10 + n))
+        averaged, current = ([local(tensor) for tensor in tensors] for tensors in (averaged, current))
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, weight)
         else:  # counters
@@ -58,10 +76,17 @@ class ExponentialAverage(WeightAveraging):
         if self._swapped:
             self._swap_models(pl_module)
 
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Save the whole average, even where it is shared out."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        checkpoint["state_dict"] = whole(checkpoint["state_dict"])
+
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Do nothing outside of fit: there the checkpoint's weights are the average already."""
         if self._average_model is not None:
-            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+            weights = {name: checkpoint[name] for name in ("state_dict", "current_model_state") if name in checkpoint}
+            parts = {name: shared_out(each, pl_module.state_dict()) for name, each in weights.items()}
+            super().on_load_checkpoint(trainer, pl_module, {**checkpoint, **parts})
 
 
 class Throughput(Callback):
@@ -155,18 +180,18 @@ class ImageGrids(Callback):
         self.num = num
         self.latest: list[Path] = []
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draw when it is time, while the weights that are validated (the average) are in place."""
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
         due = self.every_n_epochs and ((trainer.current_epoch + 1) % self.every_n_epochs == 0 or last)
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if due and fitting:
             folder = Path(str(trainer.log_dir))  # a property that all processes must read
+            vae = pl_module.whole_model()  # to which all processes may have to contribute
             if trainer.is_global_zero:
-                self._draw(trainer, pl_module, folder)
+                self._draw(trainer, vae, folder)
 
-    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, folder: Path) -> None:
-        vae: Any = pl_module.vae
+    def _draw(self, trainer: pl.Trainer, vae: Any, folder: Path) -> None:
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         with isolated(vae, 0) as device:
             samples = vae.sample(self.num)

@@ -46,6 +46,8 @@ from resvae.training.initial import start_from
 from resvae.training.loggers import make_loggers, rows_before
 from resvae.training.refusals import refuse, refuse_trainer
 from resvae.training.resume import changes
+from resvae.training.sharding import NAME as SHARDED
+from resvae.training.sharding import FullyShardedStrategy
 from resvae.training.subsets import UnitSubset
 from resvae.training.summary import Summary
 
@@ -178,10 +180,11 @@ def _chosen(model: LitModel, data: Any, trainer: pl.Trainer, values: Namespace) 
     if trainer.max_steps >= 0:
         steps = min(steps, trainer.max_steps * trainer.accumulate_grad_batches)
     seconds = None if time is None else Timer(time).time_remaining()
-    chosen = [
-        model.fit_memory(data.batch_size, device),
-        model.choose_compile(data.batch_size, steps, seconds, device),
-    ]
+    if model.compiles is not False and isinstance(trainer.strategy, FullyShardedStrategy):
+        model.compiles, compiles = False, f"not compiled: with {SHARDED} a block's weights are gathered as it begins"
+    else:
+        compiles = model.choose_compile(data.batch_size, steps, seconds, device)
+    chosen = [model.fit_memory(data.batch_size, device), compiles]
     return [line for line in chosen if line]
 
 

@@ -10,6 +10,7 @@ from torch.optim.adamw import adamw
 
 from resvae.errors import ResvaeError
 from resvae.networks.units import hidden_convolutions
+from resvae.training.sharding import gathered, is_part, local, part_of
 
 STEPS = 5  # of the Newton-Schulz iteration
 A, B, C = 3.4445, -4.7750, 2.0315  # its coefficients (Jordan 2024)
@@ -159,7 +160,8 @@ class Muon(Optimizer):
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        gradients, momenta = [p.grad for p in parameters], [self.state[p]["momentum"] for p in parameters]
+        gradients = [local(p.grad) for p in parameters]
+        momenta = [local(self.state[p]["momentum"]) for p in parameters]
         taken: Any = 1.0
         if self.found_inf is None:
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
@@ -169,14 +171,23 @@ class Muon(Optimizer):
             torch._foreach_mul_(momenta, 1 - (1 - group["momentum"]) * taken)
             torch._foreach_add_(momenta, gradients, alpha=1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        views = [p.hidden.view(p, like=p) for p in parameters]
+        updates = [gathered(update, p) for update, p in zip(updates, parameters, strict=True)]
+        # Weights that are shared out take their parts of the update later; it takes the place of the gathered one.
+        targets = [u if is_part(p) else p for u, p in zip(updates, parameters, strict=True)]
+        views = [p.hidden.view(target, like=target) for p, target in zip(parameters, targets, strict=True)]
         matrices = [
-            p.hidden.matrices(p.hidden.view(update, like=p)).float()
-            for p, update in zip(parameters, updates, strict=True)
+            p.hidden.matrices(p.hidden.view(update, like=target)).float()
+            for p, update, target in zip(parameters, updates, targets, strict=True)
         ]
-        updates = orthogonalised(matrices, lambda *sides: taken * (-group["lr"] * 0.2 * max(sides) ** 0.5))
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"] * taken)
-        torch._foreach_add_(views, [update.view(view.shape) for update, view in zip(updates, views, strict=True)])
+        steps = orthogonalised(matrices, lambda *sides: taken * (-group["lr"] * 0.2 * max(sides) ** 0.5))
+        torch._foreach_mul_([local(p) for p in parameters], 1 - group["lr"] * group["weight_decay"] * taken)
+        gone = [target for p, target in zip(parameters, targets, strict=True) if target is not p]
+        if gone:
+            torch._foreach_zero_(gone)
+        torch._foreach_add_(views, [step.view(view.shape) for step, view in zip(steps, views, strict=True)])
+        for p, target in zip(parameters, targets, strict=True):
+            if target is not p:
+                local(p).add_(local(part_of(target, p)))
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:
@@ -185,10 +196,10 @@ class Muon(Optimizer):
                 self.state[p] |= {"step": step, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
         states = [self.state[p] for p in parameters]
         adamw(
-            parameters,
-            [p.grad for p in parameters if p.grad is not None],
-            [state["mean"] for state in states],
-            [state["square"] for state in states],
+            [local(p) for p in parameters],
+            [local(p.grad) for p in parameters],
+            [local(state["mean"]) for state in states],
+            [local(state["square"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=self.skips_by_itself,

@@ -10,6 +10,8 @@ from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from resvae.errors import ResvaeError, at_least, one_line
 from resvae.training.base import LitModel
 from resvae.training.optimizers import refuse_optimizer
+from resvae.training.sharding import NAME as SHARDED
+from resvae.training.sharding import FullyShardedStrategy
 from resvae.training.subsets import UnitSubset
 
 
@@ -67,12 +69,10 @@ def refuse(values: Namespace, model: LitModel, data: Any, trainer: pl.Trainer, r
     """Refuse what does not fit together while nothing is written yet."""
     model.refuse_data(data)
     _refuse_batches(values, data)
-    strategy = trainer.strategy
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(strategy, DeepSpeedStrategy):
-        raise ResvaeError(
-            f"trainer.strategy: {type(strategy).__name__} is not allowed; auto or a kind of ddp: each process holds "
-            "the whole model"
-        )
+    strategy, known = trainer.strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy
+    if not isinstance(strategy, known) or isinstance(strategy, DeepSpeedStrategy):
+        name = type(strategy).__name__
+        raise ResvaeError(f"trainer.strategy: {name} is not allowed; auto, a kind of ddp, or {SHARDED}")
     stopping, modes = values.early_stopping, model.monitored()
     if (mode := modes.get(stopping.monitor)) is None:
         raise ResvaeError(f"early_stopping.monitor: {stopping.monitor} is not logged; one of {', '.join(modes)}")

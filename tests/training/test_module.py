@@ -3,14 +3,17 @@
 import copy
 import math
 import threading
+from contextlib import nullcontext
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from helpers_runs import read, train
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
-from torch.optim import SGD, AdamW
+from torch.optim import SGD, AdamW, Optimizer
 
 from resvae.data import ImageDataModule
 from resvae.errors import ResvaeError
@@ -243,6 +246,45 @@ def test_the_average_copies_neither_data_nor_trainer():
     trainer = train(model, data)
     assert trainer.global_step == 3
     assert model.trainer is trainer
+
+
+def test_an_update_reads_nothing_back_from_an_accelerator(monkeypatch):
+    class Accelerator(CPUAccelerator):
+        def setup_device(self, device: torch.device) -> None:
+            """Any is good."""
+
+    class Strategy(SingleDeviceStrategy):
+        """Trains on the device ``meta``, where reading a number is an error."""
+
+        def teardown(self) -> None:
+            """Leave the weights where they are: they cannot be copied."""
+
+        def reduce(self, tensor, *_, **__):
+            return torch.ones(())  # Lightning reads whether there are images, once
+
+    class Plain(Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {"lr": 0.1})
+
+        def step(self, closure=None):
+            loss = closure()
+            with torch.no_grad():
+                for p in self.param_groups[0]["params"]:
+                    p.sub_(p.grad)
+            return loss
+
+    class End(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 2:
+                raise KeyError("two updates")
+
+    monkeypatch.setattr("resvae.training.base.skips_by_itself", lambda optimizer: True)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta has none
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    strategy = Strategy(torch.device("meta"), Accelerator())
+    trainer = pl.Trainer(strategy=strategy, max_epochs=1, num_sanity_val_steps=0, callbacks=[End()], **quiet)
+    with pytest.raises(KeyError, match="two updates"):
+        trainer.fit(tiny(optimizer=Plain, ema_decay=0.5), digits())
 
 
 def test_means_are_over_images_however_large_the_batches_and_however_often_they_are_logged():

@@ -16,7 +16,7 @@ OPTIONS: list[tuple[str, str | None]] = [
     ("accelerator=tpu", "trainer: "),
     ("accelerator=auto", None),
     ("strategy=nonsense", "trainer: You selected an invalid strategy name"),
-    (SHARDED, "trainer.strategy: ModelParallelStrategy is not allowed; auto or a kind of ddp"),
+    (SHARDED, "trainer.strategy: ModelParallelStrategy is not allowed; auto, a kind of ddp, or fsdp2"),
     ("strategy=auto", None),
     ("devices=0", "devices"),
     ("devices=1", None),
