@@ -5,6 +5,7 @@ Locations and scales are those of the continuous logistic on [-1, 1]; values are
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class DiscretizedLogistic(Distribution):
         """Log-probability of each value, nats; a value off the grid counts as its nearest k/255."""
         if self._validate_args:
             self._validate_sample(value)
-        return _log_mass(_level(value), self.loc, self.log_scale)
+        return _LogMass.apply(*torch.broadcast_tensors(_level(value), self.loc, self.log_scale))[0]
 
     @torch.no_grad()
     def sample(self, sample_shape: _size = ()) -> Tensor:
@@ -79,12 +80,15 @@ class DiscretizedLogisticMixture(Distribution):
         """Log-probability of images ``[..., B, C, H, W]``, nats, ``[..., B]``."""
         if self._validate_args:
             self._validate_sample(value)
-        level = _level(value).unsqueeze(-4)  # B 1 C H W
-        x = (level / HALF - 1).unbind(-3)
-        loc = [centre_given(self.loc, self.coefficients, c, x) for c in range(len(x))]
-        loc = torch.stack(torch.broadcast_tensors(*loc), -3)  # B K C H W
-        joint = self.logits.log_softmax(-3) + _log_mass(level, loc, self.log_scale).sum(-3)  # B K H W
-        return joint.logsumexp(-3).sum((-2, -1))
+        batch, k, _, height, width = self.loc.shape
+        num = batch * height * width
+        level = _level(value).movedim(-3, -1).flatten(-4, -2)  # [..., N, C]
+        logits = self.logits.permute(0, 2, 3, 1).reshape(num, k)
+        others = (self.loc, self.log_scale, self.coefficients)  # [N, C or C (C - 1) / 2, K]
+        others = [p.permute(0, 3, 4, 2, 1).reshape(num, p.shape[2], k) for p in others]
+        parameters = [p.expand(*level.shape[:-2], *p.shape) for p in (logits, *others)]
+        log_prob = _MixtureLogProb.apply(level, *parameters)[0]
+        return log_prob.unflatten(-1, (batch, -1)).sum(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: _size = ()) -> Tensor:
@@ -119,7 +123,7 @@ def centre_given(loc: Tensor, coefficients: Tensor, c: int, x: Sequence[Tensor])
     """Channel c's centre in each component, given the channels before it on [-1, 1]."""
     centre = loc[..., c, :, :]
     for j in range(c):
-        centre = torch.addcmul(centre, coefficients[..., c * (c - 1) // 2 + j, :, :], x[j])
+        centre = torch.addcmul(centre, coefficients[..., _pair(c, j), :, :], x[j])
     return centre
 
 
@@ -127,20 +131,108 @@ def _level(value: Tensor) -> Tensor:
     return (value * 255).round().clamp(0, 255)
 
 
-def _log_mass(level: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
+def _log_mass(level: Tensor, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log of sigmoid(b) - sigmoid(a), a and b the standardised edges of the bin ``level``; no approximation.
 
     log(sigmoid(b) - sigmoid(a)) = logsigmoid(b) + logsigmoid(-a) + log(1 - e^-(b - a)). Edges are level -+ 1/2, exact
-    in float32 and the same number for neighbouring bins, so that the 256 masses telescope to 1.
+    in float32 and the same number for neighbouring bins, so that the 256 masses telescope to 1. With it come its
+    derivatives by ``loc`` and ``log_scale``, which need no further exponentials.
     """
     centre = loc * HALF + HALF
     inverse = torch.exp(-math.log(HALF) - log_scale)  # 1 / scale in levels, and b - a
     # The outermost bins reach to infinity; a finite number keeps 0 * infinity out of the gradient.
-    lower = torch.where(level > 0, level - 0.5, -1e30)
-    upper = torch.where(level < 255, level + 0.5, 1e30)
+    above = (torch.where(level < 255, level + 0.5, 1e30) - centre) * inverse  # b, and -a
+    below = (centre - torch.where(level > 0, level - 0.5, -1e30)) * inverse
     inner = ((level > 0) & (level < 255)).to(loc.dtype)
-    log_width = torch.log(-torch.expm1(-inverse))
-    return inner * log_width - F.softplus((lower - centre) * inverse) - F.softplus((centre - upper) * inverse)
+    width = -torch.expm1(-inverse)
+    # logsigmoid(t) = min(t, 0) + log(sigmoid(|t|)), and sigmoid(|t|) >= 1/2: one logarithm of the product is exact.
+    p_above, p_below = above.sigmoid(), below.sigmoid()
+    q_above, q_below = 1 - p_above, 1 - p_below
+    product = torch.maximum(p_above, q_above) * torch.maximum(p_below, q_below) * (width * inner + (1 - inner))
+    log_mass = product.log() + above.clamp(max=0) + below.clamp(max=0)
+    by_loc = (q_below - q_above) * inverse * HALF
+    by_log_scale = -(above * q_above + below * q_below + inner * inverse * (1 - width) / width)
+    return log_mass, by_loc, by_log_scale
+
+
+class _LogMass(torch.autograd.Function):
+    """``_log_mass`` of ``level``, ``loc`` and ``log_scale``, all of one shape."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(level: Tensor, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _log_mass(level, loc, log_scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+        _keep(ctx, output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, *(gradient * by for by in ctx.saved_tensors)
+
+
+class _MixtureLogProb(torch.autograd.Function):
+    """Of pixels ``[..., N, C]`` given mixtures: logits ``[..., N, K]``, and ``[..., N, C or C (C - 1) / 2, K]`` others.
+
+    Its gradient is computed at once, with what the value needs anyway. Components lie side by side in memory: then
+    compiled loops run over them with vectors, and sum in registers.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        level: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, coefficients: Tensor
+    ) -> tuple[Tensor, ...]:
+        levels = level.unsqueeze(-1).unbind(-2)  # of each channel, [..., N, 1]
+        x = [each / HALF - 1 for each in levels]
+        locs, log_scales, factors = loc.unbind(-2), log_scale.unbind(-2), coefficients.unbind(-2)
+        joint, by_loc, by_log_scale = logits, [], []
+        for c in range(len(x)):
+            centre = locs[c]
+            for j in range(c):
+                centre = torch.addcmul(centre, factors[_pair(c, j)], x[j])
+            mass, of_loc, of_log_scale = _log_mass(levels[c], centre, log_scales[c])
+            joint = joint + mass
+            by_loc.append(of_loc)
+            by_log_scale.append(of_log_scale)
+        top, most = joint.amax(-1, keepdim=True), logits.amax(-1, keepdim=True)
+        posterior, prior = (joint - top).exp(), (logits - most).exp()
+        total, whole = posterior.sum(-1, keepdim=True), prior.sum(-1, keepdim=True)
+        log_prob = (top + total.log() - most - whole.log()).squeeze(-1)
+        posterior = posterior / total
+        by_loc = [posterior * by for by in by_loc]
+        by_coefficients = [by_loc[c] * x[j] for c in range(len(x)) for j in range(c)]
+        return (
+            log_prob,
+            posterior - prior / whole,
+            torch.stack(by_loc, -2),
+            torch.stack([posterior * by for by in by_log_scale], -2),
+            torch.stack(by_coefficients, -2) if by_coefficients else torch.zeros_like(coefficients),
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+        _keep(ctx, output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        by_logits, *others = ctx.saved_tensors
+        gradient = gradient.unsqueeze(-1)
+        return None, gradient * by_logits, *(gradient.unsqueeze(-1) * by for by in others)
+
+
+def _keep(ctx: Any, output: tuple[Tensor, ...]) -> None:
+    """Keep the derivatives, all but the first of the outputs, for the backward pass."""
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:])
+
+
+def _pair(c: int, j: int) -> int:
+    """The place of (c, j) in (1, 0), (2, 0), (2, 1), ..."""
+    return c * (c - 1) // 2 + j
 
 
 def _draw(loc: Tensor, log_scale: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, distributions, nn
 from torch.distributions import Distribution, Independent
 
 from resvae.errors import ResvaeError, one_line, whole_from
-from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture, centre_given
+from resvae.probability.distributions import DiscretizedLogistic, DiscretizedLogisticMixture
 
 MIN_VARIANCE = 1 / (12 * 255**2)  # of the rounding to 256 values: a sharper density would only praise itself
 
@@ -134,6 +134,7 @@ class LogisticMixture(Likelihood):
 
     discrete = True
     spread: Tensor
+    places: Tensor
 
     def __init__(self, channels: int, num_mixtures: int = 10):
         super().__init__(channels)
@@ -143,6 +144,9 @@ class LogisticMixture(Likelihood):
         self.num_features = sum(self.sizes)
         spread = torch.linspace(-1, 1, k) if k > 1 else torch.zeros(1)
         self.register_buffer("spread", spread[:, None, None, None], persistent=False)
+        order = torch.arange(self.num_features).split(self.sizes)
+        order = [part.view(k, -1).mT.flatten() for part in order]  # components side by side
+        self.register_buffer("places", torch.cat(order), persistent=False)
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> DiscretizedLogisticMixture:
         """Features in the order logits, centres, log-scales, coefficients; a component's channels side by side."""
@@ -150,16 +154,29 @@ class LogisticMixture(Likelihood):
 
     def around(self, features: Tensor, centre: Tensor | None) -> DiscretizedLogisticMixture:
         """The same of each pixel's difference from ``centre [B, C, H, W]``, which is on [-1, 1]; None is 0."""
-        # A channels-last decoder's slices are strided; one copy is cheaper than thirty strided passes.
-        logits, *rest = _checked(features, self.num_features).contiguous().split(self.sizes, 1)
-        loc, log_scale, coefficients = (part.unflatten(1, (self.sizes[0], -1)) for part in rest)
-        loc, coefficients = loc + self.spread, coefficients.tanh()
+        features = _checked(features, self.num_features)
+        batch, _, height, width = features.shape
+        k, channels = self.sizes[0], self.sizes[1] // self.sizes[0]
+        rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # a view of what a convolution makes, channels last
+        inside_graph = self.training and rows.device.type == "cpu"
+        rows = reordered(rows, self.places) if inside_graph else rows.index_select(1, self.places)
+        # For each pixel, components side by side: [N, 1 or C or C (C - 1) / 2, K]
+        logits, loc, log_scale, coefficients = rows.unflatten(1, (-1, k)).split([size // k for size in self.sizes], 1)
+        loc, coefficients = loc + self.spread.flatten(), coefficients.tanh()
         if centre is not None:  # centre_c + sum_j coefficient_cj (x_j - centre_j)
-            own = [
-                centre_given(-centre[:, None], coefficients, c, centre[:, None].unbind(2)) for c in range(loc.shape[2])
-            ]
-            loc = loc - torch.stack(torch.broadcast_tensors(*own), 2)
-        return DiscretizedLogisticMixture(logits, loc, log_scale - 2, coefficients, validate_args=False)
+            around = centre.permute(0, 2, 3, 1).reshape(-1, channels, 1).unbind(1)
+            pairs, own = iter(coefficients.unbind(1)), list(loc.unbind(1))
+            for c in range(channels):
+                own[c] = own[c] + around[c]
+                for j in range(c):
+                    own[c] = own[c] - next(pairs) * around[j]
+            loc = torch.stack(own, 1)
+        parts = (
+            part.unflatten(0, (batch, height, width)).permute(0, 4, 3, 1, 2)
+            for part in (loc, log_scale - 2, coefficients)
+        )
+        logits = logits.squeeze(1).unflatten(0, (batch, height, width)).permute(0, 3, 1, 2)
+        return DiscretizedLogisticMixture(logits, *parts, validate_args=False)
 
     def narrower(self, factor: float) -> Tensor:
         """Features ``[num_features]`` at which scales, and distances of centres, are ``factor`` times those at 0."""
@@ -204,6 +221,26 @@ def make_likelihood(likelihood: LikelihoodChoice, channels: int) -> Likelihood:
         return LIKELIHOODS[name](channels, **given)
     except TypeError as error:
         raise ResvaeError(f"likelihood: {likelihood} is not allowed ({one_line(error)})") from error
+
+
+@torch.library.custom_op("resvae::reordered", mutates_args=())
+def reordered(rows: Tensor, order: Tensor) -> Tensor:
+    """``rows [N, D]`` with their columns in another order: a copy that compiled graphs keep as one.
+
+    Compiled loops on a CPU would rather read number by number what does not lie as they need it, each time anew.
+    """
+    return rows.index_select(1, order)
+
+
+@reordered.register_fake
+def _(rows: Tensor, order: Tensor) -> Tensor:
+    return torch.empty_like(rows, memory_format=torch.contiguous_format)
+
+
+reordered.register_autograd(
+    lambda ctx, gradient: (reordered(gradient.contiguous(), ctx.saved_tensors[0].argsort()), None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1]),
+)
 
 
 def _checked(features: Tensor, num_features: int) -> Tensor:
