@@ -17,7 +17,7 @@ def test_tables_are_printed_and_written(tmp_path, capsys):
     found = json.loads(out.read_text())
     assert found["configuration"] == "quickstart"
     by_depth = found["sections"]["The training step by depth"]
-    assert [row["depth"] for row in by_depth] == ["16", "22"]
+    assert [row["depth"] for row in by_depth] == [16, 22]
     assert by_depth[1]["memory, MiB"] > by_depth[0]["memory, MiB"]
     assert all(row["ms per layer"] > 0 for row in by_depth)
     sizes = found["sections"]["The training step by batch size"]

@@ -9,6 +9,7 @@ from typing import Any
 from resvae.files import write_atomically, write_text
 
 Row = dict[str, Any]
+LINES = ("ms", "memory, MiB")  # what is drawn against a number that grows
 DIGITS = {"share": ".1%", "fraction of the ceiling": ".1%", "images/s": ",.1f", "of the whole step": ".1%"}
 
 
@@ -61,14 +62,31 @@ def _cell(key: str, value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _lines(axes: Any, section: Section, keys: Sequence[str]) -> None:
+    """Figures against the first column; the second of them has the axis on the right."""
+    name = next(iter(section.rows[0]))
+    for i, key in enumerate(keys):
+        side = axes if i == 0 else axes.twinx()
+        values = [row.get(key) for row in section.rows]
+        side.plot([row[name] for row in section.rows], values, "so"[i == 0] + "-", color=f"C{i}", markersize=4)
+        side.set_ylim(bottom=0)
+        side.set_ylabel(key, color=f"C{i}", fontsize=8)
+        side.tick_params(labelsize=8)
+    axes.set_title(f"{section.title}, by {name}", loc="left", fontsize=10)
+    axes.set_xlim(left=0)
+
+
 def _plot(sections: Sequence[Section], path: Path) -> None:
-    """Bars of the first number of each row, a panel per section."""
+    """A panel per section: bars of the first number of each row, or lines where the rows are of a growing number."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.2 + 0.35 * sum(len(s.rows) + 2 for s in sections)), layout="constrained")
     panels = figure.subplots(len(sections), squeeze=False, height_ratios=[len(s.rows) + 1 for s in sections])[:, 0]
     for axes, section in zip(panels, sections, strict=True):
         name, *keys = section.rows[0]
+        if isinstance(section.rows[0][name], int):
+            _lines(axes, section, [key for key in keys if key in LINES])
+            continue
         key = next(key for key in keys if isinstance(section.rows[0][key], float))
         rows = [row for row in section.rows[::-1] if key in row]  # of one unit
         bars = axes.barh([str(row[name]) for row in rows], [row[key] for row in rows], height=0.7)

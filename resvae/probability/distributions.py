@@ -80,13 +80,15 @@ class DiscretizedLogisticMixture(Distribution):
         """Log-probability of images ``[..., B, C, H, W]``, nats, ``[..., B]``."""
         if self._validate_args:
             self._validate_sample(value)
-        batch, k, _, height, width = self.loc.shape
-        num = batch * height * width
-        level = _level(value).movedim(-3, -1).flatten(-4, -2)  # [..., N, C]
-        logits = self.logits.permute(0, 2, 3, 1).reshape(num, k)
-        others = (self.loc, self.log_scale, self.coefficients)  # [N, C or C (C - 1) / 2, K]
+        value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
+        *more, batch, _, height, width = value.shape
+        num, k = batch * height * width, self.loc.shape[1]
+        level = _level(value).movedim(-3, -1).reshape(*more, num, -1)  # [..., N, C]
+        logits = self.logits.expand(batch, -1, -1, -1).permute(0, 2, 3, 1).reshape(num, k)
+        others = [p.expand(batch, *p.shape[1:]) for p in (self.loc, self.log_scale, self.coefficients)]
+        # [N, C or C (C - 1) / 2, K]
         others = [p.permute(0, 3, 4, 2, 1).reshape(num, p.shape[2], k) for p in others]
-        parameters = [p.expand(*level.shape[:-2], *p.shape) for p in (logits, *others)]
+        parameters = [p.expand(*more, *p.shape) for p in (logits, *others)]
         log_prob = _MixtureLogProb.apply(level, *parameters)[0]
         return log_prob.unflatten(-1, (batch, -1)).sum(-1)
 

@@ -228,8 +228,8 @@ def compared(name: str, made: dict[str, Training], ceiling: float, seconds: floa
     timed = take_turns(cases, next(iter(made.values())).device, seconds)
     rows = [_row(name, each, ceiling, made[each.case.name].memory()) for each in timed]
     if name == "depth":
-        for row, each in zip(rows, timed, strict=True):
-            row["ms per layer"] = 1e3 * each.seconds / int(each.case.name)
+        for row in rows:
+            row["ms per layer"] = row["ms"] / row["depth"]
     return Section(f"The training step by {name}", rows)
 
 
@@ -239,9 +239,11 @@ def varied(base: Configuration, fields: dict[str, Any]) -> Configuration:
 
 
 def _row(name: str, timed: Timed, ceiling: float, memory: int | None) -> Row:
+    label = timed.case.name
     return {
-        name: timed.case.name,
+        name: int(label) if label.isdigit() else label,
         "images/s": timed.images_per_second,
+        "ms": 1e3 * timed.seconds,
         **_spread(timed),
         "GFLOP/s": timed.flops_per_second / 1e9,
         "fraction of the ceiling": timed.flops_per_second / ceiling,
