@@ -72,7 +72,8 @@ def _lines(axes: Any, section: Section, keys: Sequence[str]) -> None:
         side.set_ylim(bottom=0)
         side.set_ylabel(key, color=f"C{i}", fontsize=8)
         side.tick_params(labelsize=8)
-    axes.set_title(f"{section.title}, by {name}", loc="left", fontsize=10)
+    axes.set_title(section.title, loc="left", fontsize=10)
+    axes.set_xlabel(name, fontsize=8)
     axes.set_xlim(left=0)
 
 

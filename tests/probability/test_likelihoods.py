@@ -14,7 +14,7 @@ from resvae.probability import (
     LogisticMixture,
     make_likelihood,
 )
-from resvae.probability.likelihoods import LIKELIHOODS
+from resvae.probability.likelihoods import LIKELIHOODS, reordered
 
 
 @pytest.fixture(params=LIKELIHOODS)
@@ -237,3 +237,41 @@ def test_a_mixture_around_a_centre_is_that_of_the_differences_from_it():
     centre = torch.tensor([8, -12, 20]).view(1, 3, 1, 1) * 2 / 255  # whole grey levels: bins meet bins
     shifted = x - centre / 2
     torch.testing.assert_close(likelihood.around(features, centre).log_prob(x), likelihood(features).log_prob(shifted))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mixtures_are_the_same_in_training(channels):
+    likelihood = LogisticMixture(channels, num_mixtures=4)
+    features = torch.randn(2, likelihood.num_features, 3, 5).contiguous(memory_format=torch.channels_last)
+    x = torch.randint(256, (2, channels, 3, 5)) / 255
+    centre = torch.rand(2, channels, 3, 5)
+    for around in (None, centre):
+        gradients, values = [], []
+        for training in (True, False):
+            given = features.clone().requires_grad_()
+            values.append(likelihood.train(training).around(given, around).log_prob(x))
+            gradients += torch.autograd.grad(values[-1].sum(), given)
+        assert torch.equal(*values)
+        assert torch.allclose(*gradients)
+
+
+def test_the_operation_of_compiled_graphs_keeps_torch_s_rules():
+    rows, order = torch.randn(6, 4, requires_grad=True), torch.tensor([2, 0, 3, 1])
+    torch.library.opcheck(reordered, (rows, order))
+    out = reordered(rows, order)
+    assert torch.equal(out, rows[:, order])
+    (gradient,) = torch.autograd.grad(out, rows, torch.arange(24.0).view(6, 4))
+    assert torch.equal(gradient[:, order], torch.arange(24.0).view(6, 4))
+
+
+def test_gradients_of_each_image_by_torch_func():
+    likelihood = LogisticMixture(1, num_mixtures=2).eval()
+    features, x = torch.randn(3, likelihood.num_features, 2, 2), torch.randint(256, (3, 1, 2, 2)) / 255
+
+    def loss(features: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return likelihood(features[None]).log_prob(x[None]).sum()
+
+    each = torch.func.vmap(torch.func.grad(loss))(features, x)
+    given = features.clone().requires_grad_()
+    (together,) = torch.autograd.grad(likelihood(given).log_prob(x).sum(), given)
+    assert torch.allclose(each, together, atol=1e-5)
