@@ -5,6 +5,7 @@ Locations and scales are those of the continuous logistic on [-1, 1]; values are
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,7 +90,8 @@ class DiscretizedLogisticMixture(Distribution):
         # [N, C or C (C - 1) / 2, K]
         others = [p.permute(0, 3, 4, 2, 1).reshape(num, p.shape[2], k) for p in others]
         parameters = [p.expand(*more, *p.shape) for p in (logits, *others)]
-        log_prob = _MixtureLogProb.apply(level, *parameters)[0]
+        compute = _MixtureLogProb.apply if torch.is_grad_enabled() else partial(_mixture_log_prob, derivatives=False)
+        log_prob = compute(level, *parameters)[0]
         return log_prob.unflatten(-1, (batch, -1)).sum(-1)
 
     @torch.no_grad()
@@ -133,12 +135,12 @@ def _level(value: Tensor) -> Tensor:
     return (value * 255).round().clamp(0, 255)
 
 
-def _log_mass(level: Tensor, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _log_mass(level: Tensor, loc: Tensor, log_scale: Tensor, derivatives: bool = True) -> tuple[Tensor, ...]:
     """log of sigmoid(b) - sigmoid(a), a and b the standardised edges of the bin ``level``; no approximation.
 
     log(sigmoid(b) - sigmoid(a)) = logsigmoid(b) + logsigmoid(-a) + log(1 - e^-(b - a)). Edges are level -+ 1/2, exact
-    in float32 and the same number for neighbouring bins, so that the 256 masses telescope to 1. With it come its
-    derivatives by ``loc`` and ``log_scale``, which need no further exponentials.
+    in float32 and the same number for neighbouring bins, so that the 256 masses telescope to 1. With it come, if asked
+    for, its ``derivatives`` by ``loc`` and ``log_scale``, which need no further exponentials.
     """
     centre = loc * HALF + HALF
     inverse = torch.exp(-math.log(HALF) - log_scale)  # 1 / scale in levels, and b - a
@@ -152,6 +154,8 @@ def _log_mass(level: Tensor, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Te
     q_above, q_below = 1 - p_above, 1 - p_below
     product = torch.maximum(p_above, q_above) * torch.maximum(p_below, q_below) * (width * inner + (1 - inner))
     log_mass = product.log() + above.clamp(max=0) + below.clamp(max=0)
+    if not derivatives:
+        return (log_mass,)
     by_loc = (q_below - q_above) * inverse * HALF
     by_log_scale = -(above * q_above + below * q_below + inner * inverse * (1 - width) / width)
     return log_mass, by_loc, by_log_scale
@@ -163,7 +167,7 @@ class _LogMass(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(level: Tensor, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(level: Tensor, loc: Tensor, log_scale: Tensor) -> tuple[Tensor, ...]:
         return _log_mass(level, loc, log_scale)
 
     @staticmethod
@@ -175,12 +179,45 @@ class _LogMass(torch.autograd.Function):
         return None, *(gradient * by for by in ctx.saved_tensors)
 
 
-class _MixtureLogProb(torch.autograd.Function):
-    """Of pixels ``[..., N, C]`` given mixtures: logits ``[..., N, K]``, and ``[..., N, C or C (C - 1) / 2, K]`` others.
+def _mixture_log_prob(
+    level: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, coefficients: Tensor, derivatives: bool = True
+) -> tuple[Tensor, ...]:
+    """Of pixels ``[..., N, C]`` given mixtures: ``logits [..., N, K]``, others ``[..., N, C or C (C - 1) / 2, K]``.
 
-    Its gradient is computed at once, with what the value needs anyway. Components lie side by side in memory: then
+    With it come, if asked for, its ``derivatives`` by the four parameters. Components lie side by side in memory: then
     compiled loops run over them with vectors, and sum in registers.
     """
+    levels = level.unsqueeze(-1).unbind(-2)  # of each channel, [..., N, 1]
+    x = [each / HALF - 1 for each in levels]
+    locs, log_scales, factors = loc.unbind(-2), log_scale.unbind(-2), coefficients.unbind(-2)
+    joint, by = logits, []
+    for c in range(len(x)):
+        centre = locs[c]
+        for j in range(c):
+            centre = torch.addcmul(centre, factors[_pair(c, j)], x[j])
+        mass, *rest = _log_mass(levels[c], centre, log_scales[c], derivatives)
+        joint = joint + mass
+        by.append(rest)
+    top, most = joint.amax(-1, keepdim=True), logits.amax(-1, keepdim=True)
+    posterior, prior = (joint - top).exp(), (logits - most).exp()
+    total, whole = posterior.sum(-1, keepdim=True), prior.sum(-1, keepdim=True)
+    log_prob = (top + total.log() - most - whole.log()).squeeze(-1)
+    if not derivatives:
+        return (log_prob,)
+    posterior = posterior / total
+    by_loc, by_log_scale = ([posterior * each for each in several] for several in zip(*by, strict=True))
+    by_coefficients = [by_loc[c] * x[j] for c in range(len(x)) for j in range(c)]
+    return (
+        log_prob,
+        posterior - prior / whole,
+        torch.stack(by_loc, -2),
+        torch.stack(by_log_scale, -2),
+        torch.stack(by_coefficients, -2) if by_coefficients else torch.zeros_like(coefficients),
+    )
+
+
+class _MixtureLogProb(torch.autograd.Function):
+    """``_mixture_log_prob``, whose gradient is computed at once, with what the value needs anyway."""
 
     generate_vmap_rule = True
 
@@ -188,32 +225,7 @@ class _MixtureLogProb(torch.autograd.Function):
     def forward(
         level: Tensor, logits: Tensor, loc: Tensor, log_scale: Tensor, coefficients: Tensor
     ) -> tuple[Tensor, ...]:
-        levels = level.unsqueeze(-1).unbind(-2)  # of each channel, [..., N, 1]
-        x = [each / HALF - 1 for each in levels]
-        locs, log_scales, factors = loc.unbind(-2), log_scale.unbind(-2), coefficients.unbind(-2)
-        joint, by_loc, by_log_scale = logits, [], []
-        for c in range(len(x)):
-            centre = locs[c]
-            for j in range(c):
-                centre = torch.addcmul(centre, factors[_pair(c, j)], x[j])
-            mass, of_loc, of_log_scale = _log_mass(levels[c], centre, log_scales[c])
-            joint = joint + mass
-            by_loc.append(of_loc)
-            by_log_scale.append(of_log_scale)
-        top, most = joint.amax(-1, keepdim=True), logits.amax(-1, keepdim=True)
-        posterior, prior = (joint - top).exp(), (logits - most).exp()
-        total, whole = posterior.sum(-1, keepdim=True), prior.sum(-1, keepdim=True)
-        log_prob = (top + total.log() - most - whole.log()).squeeze(-1)
-        posterior = posterior / total
-        by_loc = [posterior * by for by in by_loc]
-        by_coefficients = [by_loc[c] * x[j] for c in range(len(x)) for j in range(c)]
-        return (
-            log_prob,
-            posterior - prior / whole,
-            torch.stack(by_loc, -2),
-            torch.stack([posterior * by for by in by_log_scale], -2),
-            torch.stack(by_coefficients, -2) if by_coefficients else torch.zeros_like(coefficients),
-        )
+        return _mixture_log_prob(level, logits, loc, log_scale, coefficients)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
