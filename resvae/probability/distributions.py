@@ -5,7 +5,6 @@ Locations and scales are those of the continuous logistic on [-1, 1]; values are
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -90,8 +89,10 @@ class DiscretizedLogisticMixture(Distribution):
         # [N, C or C (C - 1) / 2, K]
         others = [p.permute(0, 3, 4, 2, 1).reshape(num, p.shape[2], k) for p in others]
         parameters = [p.expand(*more, *p.shape) for p in (logits, *others)]
-        compute = _MixtureLogProb.apply if torch.is_grad_enabled() else partial(_mixture_log_prob, derivatives=False)
-        log_prob = compute(level, *parameters)[0]
+        if torch.is_grad_enabled():
+            log_prob = _MixtureLogProb.apply(level, *parameters)[0]
+        else:
+            log_prob = _mixture_log_prob(level, *parameters, derivatives=False)[0]
         return log_prob.unflatten(-1, (batch, -1)).sum(-1)
 
     @torch.no_grad()
