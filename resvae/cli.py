@@ -11,7 +11,7 @@ from importlib import import_module
 from inspect import signature
 from typing import Any
 
-from resvae.environment import DEVICE, after_files, options, wait_briefly
+from resvae.environment import DEVICE, after_files, keep_freed_memory, options, wait_briefly
 from resvae.errors import LostProcessError, ResvaeError, one_line
 from resvae.messages import plain
 
@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(_help(), end="")
         return 0
     wait_briefly()
+    keep_freed_memory()
     with warnings.catch_warnings(), _environment():
         warnings.showwarning = _warn
         try:

@@ -1,12 +1,14 @@
 """Options that the environment gives: one reader for all verbs."""
 
 import os
+import sys
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 ENDS_WITH_PARENT = "RESVAE_ENDS_WITH_PARENT"  # set for a run that another process has started and waits for
 DEVICE = "RESVAE_DEVICE"  # where to compute; ``--device`` sets it, for other processes of the command, too
 CONFIG_FILE = ("-c", "--config")
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 
 def wait_briefly() -> None:
@@ -17,6 +19,22 @@ def wait_briefly() -> None:
     """
     if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
         os.environ["GOMP_SPINCOUNT"] = "5000"
+
+
+def keep_freed_memory() -> None:
+    """Let memory that is freed stay with the process, so that the next step of a training takes it as it is.
+
+    By default the C library of Linux hands much of it back after each step, and the system clears it anew, page by
+    page. Pieces of more than 32 MiB are handed back all the same. What the user set is left alone.
+    """
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library may have none
+    if mallopt is not None:
+        for option, value in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+            mallopt(option, value)
 
 
 def variables(verb: str) -> dict[str, str]:

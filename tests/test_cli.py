@@ -248,6 +248,27 @@ def test_threads_wait_briefly_unless_the_user_says_otherwise(given, expected, mo
     assert tuple(map(os.environ.get, names)) == expected
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.parametrize(("given", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_stays_unless_the_user_says_otherwise(given, kept):
+    code = """
+import resource, torch
+from resvae.environment import keep_freed_memory
+keep_freed_memory()
+def step():
+    tensors = [torch.ones(2**21) for _ in range(8)]  # 8 MiB each
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert (int(done.stdout) < 1000) == kept, done  # of 131,072 pages
+
+
 def test_fields_are_read_from_the_environment(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RESVAE_FIT__MODEL__VAE__INIT_ARGS__LATENT_DIM", "3")
     monkeypatch.setenv("RESVAE_FIT__TRAINER__MAX_EPOCHS", "2")
