@@ -50,8 +50,8 @@ def test_what_is_kept_is_counted_as_it_is(segment, bf16):
     step()
     vae.zero_grad()
     weights = sum(p.numel() for p in vae.parameters()) * 4
-    # Beside it gradients, and what is soon forgotten: by the likelihood some numbers for each component of a pixel. Where
-    # a segment runs again, the likelihood's part is gone.
+    # Beside it gradients, and what is soon forgotten: by the likelihood some numbers for each component of a pixel.
+    # Where a segment runs again, the likelihood's part is gone.
     forgotten = 8 * 4 * x.numel() * 10
     assert 0.75 * counted < peak_memory(step, CPU) < 1.35 * counted + weights + forgotten
 
