@@ -69,8 +69,12 @@ class StepCheckpoint(RunCheckpoint):
     ended_at = -1  # the update at which a limit ended the run within an epoch
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save within an epoch only: its end has a checkpoint of its own."""
-        if trainer.is_last_batch:
+        """Save within an epoch only: its end has a checkpoint of its own; and not between batches of one update.
+
+        Their gradients are not saved.
+        """
+        between = (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.should_stop
+        if trainer.is_last_batch or between:
             return
         every = self._every_n_train_steps
         if trainer.should_stop and trainer.fit_loop._can_stop_early:  # no least number of updates is left
