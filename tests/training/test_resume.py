@@ -25,12 +25,12 @@ from helpers_runs import (
 )
 from helpers_runs import command as plain_command
 
-from resvae import ImageDataModule
+from resvae import VAE, ImageDataModule
 from resvae.cli import main
 from resvae.runs.folder import best_checkpoint, read_summary
 from resvae.runs.lock import locked
 from resvae.storage import build
-from resvae.training.checkpoints import AtomicCheckpointIO
+from resvae.training.checkpoints import AtomicCheckpointIO, StepCheckpoint
 from resvae.training.module import LitVAE
 
 # 7 batches an epoch, the last one smaller
@@ -251,3 +251,20 @@ def test_a_test_leaves_nothing_to_the_next_training(tmp_path, whole):
     fresh.load_state_dict(tested.state_dict())
     assert_same(fit(tested)[1], fit(fresh)[1], "noise")
     assert tested.guard.state() == fresh.guard.state()
+
+
+def test_a_checkpoint_within_an_epoch_is_not_written_between_batches_of_one_update(tmp_path):
+    processed = set()
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, *_, **__):
+            if (path := tmp_path / "last.ckpt").is_file():
+                loops = torch.load(path, weights_only=True)["loops"]["fit_loop"]
+                processed.add(loops["epoch_loop.batch_progress"]["current"]["processed"])
+
+    vae = VAE(depth=(1, 1), latent_dim=4, image_shape=(1, 8, 8), widths=(8, 8), strides=(1, 2))
+    saves = StepCheckpoint(tmp_path, "last", every_n_train_steps=1, save_top_k=1, enable_version_counter=False)
+    data = ImageDataModule("digits", batch_size=32, validation=50, limit=192)
+    options = {"max_epochs": 2, "accumulate_grad_batches": 2, "enable_checkpointing": True}
+    train(LitVAE(vae, compile=False), data, saves, Watch(), **options)
+    assert processed == {2, 4}
